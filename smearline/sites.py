@@ -44,7 +44,7 @@ class Site(BaseModel):
     """What the simulator needs to draw this site; only for simulated sites."""
 
     def model_post_init(self, _: Any) -> None:
-        if self.microns_per_px is None and self.assumed_field_um is None:
+        if self.microns_per_px is None and self.assumed_microns_per_px is None:
             raise ValueError("microns_per_px is null, so assumed_microns_per_px must be given")
         if (self.simulation is not None) != (self.origin == "simulated"):
             raise ValueError("a simulated site has a 'simulation' section, and a real one has none")
