@@ -1,0 +1,127 @@
+"""Sources: the layout of a data set as its owner publishes it, described in one YAML file each.
+
+A source says by regular expression where class, patient and smear stand in a path, which tables lie beside the
+images and what their columns mean, and how its class names map onto the vocabulary. `docs/sources.md` writes one
+step by step.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from importlib.resources import files
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from smearline import vocabulary
+from smearline.errors import ImportSourceError, nearest
+
+Meaning = Literal[
+    "class",
+    "patient",
+    "smear",
+    "acquired_at",
+    "microns_per_px",
+    "diagnosis",
+    "age",
+    "sex",
+    "reannotation_1",
+    "reannotation_2",
+]
+
+
+class Table(BaseModel):
+    """A table beside the images, joined to files by a key made of the groups of the path's pattern."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    """Regular expression for the table's path; a group that the images' pattern has too must agree with it."""
+    key: tuple[str, ...]
+    """The table's key column; the first of these that it has."""
+    joins: str
+    """The key of a file, as a template over `path`, `name`, `stem` and the pattern's groups, or over `patient`."""
+    numeric_key: bool = False
+    """Whether 7, 07 and 007 are the same key."""
+    columns: dict[Meaning, str] = Field(default_factory=dict)
+    """What a column means; a column that the table lacks is ignored."""
+    header: tuple[str, ...] | None = None
+    """Column names where the file has none."""
+    separator: str = ","
+    required: bool = True
+    characteristics: bool = False
+    """Whether columns named like a characteristic are labels of it."""
+    per: Literal["file", "patient"] = "file"
+    labelled_by: str | None = None
+
+
+class Source(BaseModel):
+    """One layout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    describe: str
+    images: Literal["files", "imported"] = "files"
+    """'imported': the source brings labels alone, for images of the same site that are in the data set already."""
+    pattern: str
+    """Regular expression for the end of an image's path; groups: class, patient, smear, and any that templates use."""
+    class_from: str = "{class}"
+    patient_from: str | None = None
+    smear_from: str | None = None
+    microns_per_px: float | None = None
+    """As the owner states it; must agree with the site's file."""
+    classes: dict[str, str] | None = None
+    """Class name to code. None: the vocabulary's own codes and aliases."""
+    labelled_by: str
+    tables: tuple[Table, ...] = ()
+    counts: str | None = None
+    """Regular expression for blood-count exports lying beside the images."""
+
+    @field_validator("classes")
+    @classmethod
+    def _known_codes(cls, classes: dict[str, str] | None) -> dict[str, str] | None:
+        for code in (classes or {}).values():
+            vocabulary.load().children(code)
+        return classes
+
+    @cached_property
+    def path_pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"(?:^|/){self.pattern}$")
+
+    def type_code(self, label: str) -> str:
+        """The code of a class name of this source.
+
+        Raises:
+            ImportSourceError: the name is not mapped; the message gives the nearest known ones.
+        """
+        if self.classes is None:
+            return vocabulary.load().type_code(label)
+        if label not in self.classes:
+            raise ImportSourceError(
+                f"source '{self.name}' does not map the class '{label}'; nearest it knows: {nearest(label, self.classes)}. "
+                f"Nothing was imported. Map it in smearline/sources/{self.name}.yaml under 'classes'."
+            )
+        return self.classes[label]
+
+
+def names() -> list[str]:
+    """The sources of this installation."""
+    return sorted(p.name.removesuffix(".yaml") for p in files(__package__).iterdir() if p.name.endswith(".yaml"))
+
+
+def load(name: str, classes: dict[str, str] | None = None) -> Source:
+    """The source's description; `classes` replaces its class map.
+
+    Raises:
+        ImportSourceError: there is no such source, or its file is not valid.
+    """
+    if name not in names():
+        raise ImportSourceError(f"no source '{name}'; known: {', '.join(names())}; nearest: {nearest(name, names())}")
+    raw = yaml.safe_load(files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    try:
+        return Source.model_validate({**raw, "name": name} | ({"classes": classes} if classes else {}))
+    except ValidationError as error:
+        raise ImportSourceError(f"source '{name}': {error}") from error

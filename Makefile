@@ -1,0 +1,53 @@
+# The commands of the project. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash -o pipefail
+PYTHON ?= python3.11
+VENV := $(CURDIR)/.venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+# Nothing calls home, and every process takes one thread unless it asks for more.
+export DO_NOT_TRACK=1
+export DVC_NO_ANALYTICS=1
+export RAY_USAGE_STATS_ENABLED=0
+export BENTOML_DO_NOT_TRACK=True
+export PREFECT_SERVER_ANALYTICS_ENABLED=false
+export OMP_NUM_THREADS ?= 1
+export PATH := $(VENV)/bin:$(PATH)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## a .venv with versions that work together
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed, as '$(PYTHON)'; name another with PYTHON=..."; exit 1; }
+	@test -x $(PY) || { echo "creating .venv"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing (about 4 minutes and 7.4 GB the first time)"
+	@$(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+	  -e '.[train,serve,monitor,flows,dev]' 2>$(VENV)/install.err \
+	  | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^\(Installing collected\) .*/\1 packages/p' \
+	  || { cat $(VENV)/install.err; exit 1; }
+	@$(PY) -m pip check --disable-pip-version-check
+	@touch $@
+
+demo: setup ## the whole line on simulated laboratories (first run, set-up included: within 15 minutes on 2 cores)
+	@$(PY) -m pipelines.workspace demo
+
+real: setup ## the whole line on real sets: make real DATA=folder (docs/data.md)
+	@test -n "$(DATA)" || { echo "say where the data lies: make real DATA=folder (see docs/data.md)"; exit 2; }
+	@$(PY) -m pipelines.workspace real --data "$(DATA)"
+
+real-cross: setup ## train on PBC alone and test on JHU, and the other way round: make real-cross DATA=folder
+	@test -n "$(DATA)" || { echo "say where the data lies: make real-cross DATA=folder (see docs/data.md)"; exit 2; }
+	@$(PY) -m pipelines.workspace cross --data "$(DATA)"
+
+test: setup lint ## ruff, mypy and the tests
+	@$(PY) -m pytest
+
+lint: setup ## ruff and mypy
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+clean: ## remove the workspaces (their data and models too), not the .venv
+	rm -rf .work
+
+.PHONY: help setup demo real real-cross test lint clean

@@ -1,0 +1,41 @@
+"""Stage evaluate_cells: judge the model folder, as it is served, on the test cells."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pipelines.cells import EVALUATION, MODEL, in_force, split_cells
+from smearline import evaluation, metrics
+from smearline.recognition import RecognitionModel
+
+
+def main() -> None:
+    params = in_force()
+    frame = split_cells(params)
+    test = set(frame.loc[frame["split"] == "test", "sha256"])
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        if done // 1000 != (done + count) // 1000:
+            print(f"  recognised {done + count} of {len(test)}", flush=True)
+        done += count
+
+    figures = evaluation.evaluate(
+        RecognitionModel(MODEL),
+        params.data.folder,
+        EVALUATION,
+        keep=test,
+        seed=params.evaluate.seed,
+        num_errors_shown=params.evaluate.num_errors_shown,
+        progress=progress,
+    )
+    predictions = pd.read_parquet(EVALUATION / "predictions.parquet").dropna(subset=["true_type"])
+    # For `dvc plots`: actual against predicted.
+    predictions[["true_type", "predicted_type"]].to_csv(EVALUATION / "confusion.csv", index=False)
+    for name, value in metrics.headline(figures).items():
+        print(f"{name:44} {value:.4f}")
+
+
+if __name__ == "__main__":
+    main()

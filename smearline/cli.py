@@ -1,0 +1,209 @@
+"""The command `smearline`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from smearline import __version__
+from smearline.errors import SmearlineError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="From blood-smear images to a recogniser that can be judged."
+)
+site_app = typer.Typer(no_args_is_help=True, help="The files of the laboratories.")
+app.add_typer(site_app, name="site")
+
+Model = Annotated[Path, typer.Option("--model", help="A model folder (recogniser.onnx, model.json).")]
+Cells = Annotated[Path, typer.Option("--cells", help="A data set: the folder that import wrote into.")]
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress line on a terminal; a line every ten seconds elsewhere."""
+    live = sys.stderr.isatty()
+    state = {"said": time.monotonic(), "any": False}
+
+    def show(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - state["said"] > (0.2 if live else 10) or (live and done == total):
+            state.update(said=now, any=True)
+            print(
+                f"{chr(13) if live else ''}{what}: {done:,} of {total:,}",
+                end="" if live else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield show
+    if live and state["any"]:
+        print(file=sys.stderr)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="The layout: pbc, wbcatt, jhu, zheng, bccd, lmu, folder.")],
+    path: Annotated[Path, typer.Argument(help="The folder as its owner publishes it.")],
+    site: Annotated[str, typer.Option(help="The site, by the name of its file in sites/.")],
+    into: Annotated[Path, typer.Option(help="The data set to add to.")],
+    map_: Annotated[
+        Path | None, typer.Option("--map", help="YAML of class name to code, in place of the source's own.")
+    ] = None,
+    microns_per_px: Annotated[
+        float | None, typer.Option(help="The scale of these images; must agree with the site's file.")
+    ] = None,
+) -> None:
+    """Import images, labels and blood counts: every file ends up in the data set or in quarantine, with its reason."""
+    from smearline import importing, sites, sources
+
+    classes = {str(k): str(v) for k, v in yaml.safe_load(map_.read_text(encoding="utf-8")).items()} if map_ else None
+    with _progress(f"import {source}") as progress:
+        report = importing.import_source(
+            sources.load(source, classes),
+            path,
+            sites.load(site),
+            into,
+            microns_per_px=microns_per_px,
+            progress=progress,
+        )
+    print(report)
+
+
+@site_app.command("new")
+def site_new(
+    name: Annotated[str, typer.Argument(help="Lower case letters, digits and underscores.")],
+    laboratory: Annotated[str | None, typer.Option()] = None,
+    scanner: Annotated[str | None, typer.Option()] = None,
+    stain: Annotated[str | None, typer.Option()] = None,
+    microns_per_px: Annotated[
+        float | None, typer.Option(help="From the scanner's manual or a calibration slide.")
+    ] = None,
+    assumed_microns_per_px: Annotated[float | None, typer.Option(help="A fallback where the scale is unknown.")] = None,
+    identifiers: Annotated[
+        str | None, typer.Option(help="private (keyed pseudonyms) or public (published ones).")
+    ] = None,
+) -> None:
+    """Write the file of a new site."""
+    from smearline import sites
+
+    path = sites.new(
+        name,
+        laboratory=laboratory,
+        scanner=scanner,
+        stain=stain,
+        microns_per_px=microns_per_px,
+        assumed_microns_per_px=assumed_microns_per_px,
+        identifiers=identifiers,
+    )
+    print(f"wrote {path}: complete it (laboratory, scanner, stain, where the scale comes from), then import")
+
+
+@site_app.command("list")
+def site_list() -> None:
+    """The sites that have a file."""
+    from smearline import sites
+
+    for path in sorted(sites.directory().glob("*.yaml")):
+        site = sites.load(path.stem, path.parent)
+        scale = (
+            f"{site.microns_per_px} um/px"
+            if site.microns_per_px
+            else f"scale unknown, {site.assumed_microns_per_px} assumed"
+        )
+        print(f"{site.name:12} {site.origin:10} {scale:28} {site.laboratory}")
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="An empty folder; one folder a site is written into it.")],
+    sites: Annotated[str, typer.Option(help="Comma-separated names of simulated sites.")] = "sim_north,sim_south",
+    seed: int = 7,
+    patients: Annotated[int, typer.Option(help="Patients a site.")] = 24,
+    cells: Annotated[int, typer.Option(help="Cells a smear.")] = 70,
+) -> None:
+    """Draw simulated laboratories: images, labels, patients and blood counts. The same seed gives the same bytes."""
+    from smearline import simulator
+    from smearline import sites as site_files
+
+    chosen = [site_files.load(name.strip()) for name in sites.split(",")]
+    with _progress("simulate") as progress:
+        print(
+            simulator.simulate(
+                out, sites=chosen, seed=seed, num_patients=patients, cells_per_smear=cells, progress=progress
+            )
+        )
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    cells: Cells,
+    out: Annotated[Path, typer.Option(help="metrics.json, predictions.parquet and evaluation.html are written here.")],
+) -> None:
+    """Judge a packaged recogniser on imported cells."""
+    from smearline import evaluation, metrics
+
+    loaded, count = _opened(model, cells)
+    with _progress("recognise") as progress:
+        figures = evaluation.evaluate(loaded, cells, out, progress=_counter(progress, count))
+    for name, value in metrics.headline(figures).items():
+        print(f"{name:44} {value:.4f}")
+    print(f"figures {out / 'metrics.json'}\ncells   {out / 'predictions.parquet'}\npage    {out / 'evaluation.html'}")
+
+
+@app.command()
+def differential(
+    model: Model,
+    cells: Cells,
+    out: Annotated[Path, typer.Option(help="A Parquet file (or .csv): a row a smear.")],
+) -> None:
+    """The differential of each smear: shares of the 14 types with their intervals, rates of the characteristics."""
+    from smearline import differential as domain
+
+    loaded, count = _opened(model, cells)
+    with _progress("recognise") as progress:
+        summary = domain.differential(loaded, cells, out, progress=_counter(progress, count))
+    print(f"{len(summary)} smears, {int(summary['num_cells'].sum())} cells: {out}")
+
+
+def _opened(model: Path, cells: Path) -> tuple[Any, int]:
+    from smearline import dataset, recognition
+
+    return recognition.RecognitionModel(model), len(dataset.index(cells, ["sha256"]))
+
+
+def _counter(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    done = [0]
+
+    def more(count: int) -> None:
+        done[0] += count
+        progress(done[0], total)
+
+    return more
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: an error that is the user's is one message, without a trace."""
+    try:
+        app()
+    except SmearlineError as error:
+        print(f"smearline: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

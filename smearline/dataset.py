@@ -1,0 +1,261 @@
+"""The data set on disk: images in append-only Parquet shards, what experts say of them in small tables beside them.
+
+DIR/cells/*.parquet          images as acquired (CELLS), never changed, only appended
+DIR/labels/cells-SITE.parquet     a row a label (LABELS); may change, is small
+DIR/labels/patients-SITE.parquet  a row a patient and smear (PATIENTS)
+DIR/cbc/*.parquet            blood counts, a row a value (smearline.cbc)
+DIR/quarantine.parquet       what was not imported, and why (QUARANTINE)
+DIR/local/files-SITE.parquet raw paths; stays on this machine, never versioned
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smearline import vocabulary
+from smearline.errors import DataError
+
+SHARD_BYTES = 128_000_000
+ROW_GROUP = 64
+"""Rows read together in training; at 16 kB an image a group is about a megabyte."""
+
+CELLS = pa.schema(
+    [
+        ("sha256", pa.string()),  # of the file as it was found
+        ("image", pa.binary()),  # its bytes, less EXIF and comments
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("microns_per_px", pa.float64()),  # null: unknown
+        ("site", pa.string()),
+        ("scanner", pa.string()),
+        ("stain", pa.string()),
+        ("patient", pa.string()),  # pseudonym, null: unknown
+        ("smear", pa.string()),  # pseudonym, null: unknown
+        ("acquired_at", pa.timestamp("us", tz="UTC")),
+        ("origin", pa.string()),  # real | simulated
+        ("source", pa.string()),
+        ("thumbnail", pa.binary(256)),  # 16 x 16 luminance, for near duplicates
+    ]
+)
+LABELS = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("name", pa.string()),  # 'type', or a characteristic
+        ("value", pa.string()),
+        ("source_label", pa.string()),  # as the source said it
+        ("labelled_by", pa.string()),
+        ("labelled_at", pa.timestamp("us", tz="UTC")),
+        ("role", pa.string()),  # reference | reannotation
+        ("vocabulary", pa.string()),
+        ("source", pa.string()),
+        ("conflicted", pa.bool_()),
+    ]
+)
+PATIENTS = pa.schema(
+    [
+        ("site", pa.string()),
+        ("patient", pa.string()),
+        ("smear", pa.string()),
+        ("diagnosis", pa.string()),
+        ("source_diagnosis", pa.string()),
+        ("age", pa.float64()),
+        ("sex", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
+QUARANTINE = pa.schema(
+    [
+        ("site", pa.string()),
+        ("source", pa.string()),
+        ("file", pa.string()),  # relative path, or its pseudonym where the site's identifiers are private
+        ("sha256", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+FILES = pa.schema([("path", pa.string()), ("sha256", pa.string())])
+METADATA = [name for name in CELLS.names if name not in ("image", "thumbnail")]
+
+
+def write_table(table: pa.Table, path: Path, **options: Any) -> None:
+    """Write beside `path` and rename, so that no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    pq.write_table(table, unfinished, **options)
+    os.replace(unfinished, path)
+
+
+class CellWriter:
+    """Appends rows to a data set as new shards, each named by what it holds. Use as a context manager."""
+
+    def __init__(self, cells: Path, site: str, shard_bytes: int = SHARD_BYTES) -> None:
+        self._cells, self._site, self._shard_bytes = cells, site, shard_bytes
+        self._rows: list[Mapping[str, Any]] = []
+        self._bytes = 0
+
+    def __enter__(self) -> CellWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a row of CELLS; a full shard is written at once."""
+        self._rows.append(row)
+        self._bytes += len(row["image"])
+        if self._bytes >= self._shard_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        digest = hashlib.sha256("".join(r["sha256"] for r in self._rows).encode()).hexdigest()[:16]
+        write_table(
+            pa.Table.from_pylist(self._rows, schema=CELLS),
+            self._cells / f"{self._site}-{digest}.parquet",
+            row_group_size=ROW_GROUP,
+            compression={name: "zstd" for name in CELLS.names if name != "image"} | {"image": "none"},
+            use_dictionary=[n for n in CELLS.names if n not in ("sha256", "image", "thumbnail")],
+            write_page_checksum=True,
+        )
+        self._rows, self._bytes = [], 0
+
+
+def cells_folder(directory: Path) -> Path:
+    """The `cells` folder of a data set, which may be named itself.
+
+    Raises:
+        DataError: there is none.
+    """
+    for folder in (directory / "cells", directory):
+        if folder.name == "cells" and folder.is_dir():
+            return folder
+    raise DataError(
+        f"{directory} holds no 'cells' folder; import images first: smearline import SOURCE PATH --into {directory}"
+    )
+
+
+def shards(directory: Path) -> list[Path]:
+    """The shards of a data set in their fixed order."""
+    return sorted(cells_folder(directory).glob("[!.]*.parquet"))
+
+
+def index(directory: Path, columns: Sequence[str] = METADATA) -> pd.DataFrame:
+    """Everything but the pictures, a row an image, with `shard` (its path) and `row` (its place in it).
+
+    Raises:
+        DataError: the data set holds no image, or an image twice.
+    """
+    parts = []
+    for shard in shards(directory):
+        part = pq.read_table(shard, columns=list(columns)).to_pandas()
+        parts.append(part.assign(shard=str(shard), row=range(len(part))))
+    if not parts:
+        raise DataError(f"{directory} holds no image yet")
+    frame = pd.concat(parts, ignore_index=True)
+    if "sha256" in frame and frame["sha256"].duplicated().any():
+        raise DataError(f"{directory}: {int(frame['sha256'].duplicated().sum())} images stand in it twice")
+    return frame
+
+
+def iter_rows(directory: Path, columns: Sequence[str], batch: int = 256) -> Iterator[dict[str, list[Any]]]:
+    """Rows in their stored order, as dictionaries of lists; memory stays that of one batch."""
+    for shard in shards(directory):
+        for part in pq.ParquetFile(shard).iter_batches(batch_size=batch, columns=list(columns)):
+            yield part.to_pydict()
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """The version of a set of images: SHA-256 over their sorted sha256 values."""
+    return hashlib.sha256("\n".join(sorted(frame["sha256"])).encode()).hexdigest()
+
+
+def read_tables(directory: Path, pattern: str, schema: pa.Schema) -> pd.DataFrame:
+    """All tables of a kind as one frame, empty where there are none."""
+    found = sorted(directory.glob(pattern))
+    tables = [pq.read_table(path, schema=schema) for path in found] or [schema.empty_table()]
+    return pa.concat_tables(tables).to_pandas()
+
+
+def merge_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, key: Sequence[str]) -> pd.DataFrame:
+    """Add rows to a small table, skipping those whose key stands there already; returns the whole table."""
+    old = pq.read_table(path, schema=schema) if path.exists() else schema.empty_table()
+    new = pa.Table.from_pylist(list(rows), schema=schema)
+    frame = pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep="first", ignore_index=True)
+    if len(frame) != len(old):
+        if schema is LABELS:
+            frame["conflicted"] = _conflicted(frame)
+        write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path, compression="zstd")
+    return frame
+
+
+def labels_path(directory: Path, site: str) -> Path:
+    return directory / "labels" / f"cells-{site}.parquet"
+
+
+def read_labels(directory: Path) -> pd.DataFrame:
+    """All labels, long form (LABELS)."""
+    return read_tables(cells_folder(directory).parent, "labels/cells-*.parquet", LABELS)
+
+
+def _conflicted(labels: pd.DataFrame) -> pd.Series:
+    """True for each label of an image and name whose reference labels contradict each other.
+
+    A parent does not contradict its child: 'neutrophil' and 'band neutrophil' agree.
+    """
+    words = vocabulary.load()
+    reference = labels[labels["role"] == "reference"]
+    distinct = reference[["sha256", "name", "value"]].drop_duplicates()
+    several = distinct[distinct.duplicated(["sha256", "name"], keep=False)]
+    clashing = set()
+    for (sha256, name), values in several.groupby(["sha256", "name"])["value"]:
+        parents = {p for p, children in words.parents.items() if set(children) & set(values)}
+        if len(set(values) - parents) > 1:
+            clashing.add((sha256, name))
+    return pd.Series(
+        [pair in clashing for pair in zip(labels["sha256"], labels["name"], strict=True)], labels.index, bool
+    )
+
+
+def resolved_labels(directory: Path) -> pd.DataFrame:
+    """One row an image: sha256, `true_type` (a type or a parent; None where unlabelled or conflicted), `conflicted`,
+    and a column for each characteristic (None where it has no undisputed label). Re-annotations do not enter.
+    """
+    words = vocabulary.load()
+    labels = read_labels(directory)
+    reference = labels[labels["role"] == "reference"]
+    usable = reference[~reference["conflicted"]].copy()
+    # Of a parent and its child, the child says more: sort parents first and keep the last.
+    usable["is_parent"] = usable["value"].isin(list(words.parents))
+    usable = usable.sort_values("is_parent", ascending=False, kind="stable").drop_duplicates(
+        ["sha256", "name"], keep="last"
+    )
+    wide = usable.pivot(index="sha256", columns="name", values="value")
+    wide = wide.reindex(columns=["type", *words.characteristics]).rename(columns={"type": "true_type"})
+    disputed = reference.loc[reference["conflicted"] & (reference["name"] == "type"), "sha256"].unique()
+    wide = wide.reindex(wide.index.union(pd.Index(disputed), sort=True))
+    wide["conflicted"] = wide.index.isin(disputed)
+    return (
+        wide.rename_axis("sha256")
+        .reset_index()
+        .rename_axis(columns=None)
+        .astype(object)
+        .where(lambda f: f.notna(), None)
+    )
+
+
+def labelled_index(directory: Path) -> pd.DataFrame:
+    """`index` joined with `resolved_labels`; images without any label have None."""
+    frame = index(directory).merge(resolved_labels(directory), on="sha256", how="left", validate="one_to_one")
+    frame["conflicted"] = frame["conflicted"].eq(True)
+    return frame.astype({c: object for c in frame.columns if c in vocabulary.load().characteristics})

@@ -1,0 +1,111 @@
+"""The smear summary: what the recogniser saw on one smear, in the one form that a diagnostic model reads.
+
+Version `summary-1`. A row a smear:
+    share_<TYPE>              share of each of the 14 types among the cells that are of one of them (large platelets and
+                              nucleated red cells are counted beside the white cells: share of all of the 14)
+    rate_<NAME>_<VALUE>       mean probability of a characteristic's value among the cells of the types to which it applies;
+                              null where no such cell was seen
+    embedding                 mean of the cells' projected embeddings
+    num_cells, num_counted    cells recognised, and those of one of the 14 types. They set intervals and abstention, and are
+                              never a feature.
+    low_<TYPE>, high_<TYPE>   95 % Clopper-Pearson interval of each share
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+from smearline import dataset, vocabulary
+from smearline.errors import DataError
+from smearline.recognition import RecognitionModel, recognise
+
+VERSION = "summary-1"
+
+
+def exact_interval(count: NDArray[np.int64], total: NDArray[np.int64], level: float = 0.95) -> tuple[NDArray, NDArray]:
+    """Clopper-Pearson interval of count / total (Clopper & Pearson 1934, Biometrika 26:404), elementwise."""
+    tail = (1 - level) / 2
+    low = np.where(count > 0, beta.ppf(tail, np.maximum(count, 1), total - count + 1), 0.0)
+    high = np.where(count < total, beta.ppf(1 - tail, count + 1, np.maximum(total - count, 1)), 1.0)
+    return low, high
+
+
+def summarise(predictions: pd.DataFrame, embeddings: NDArray[np.float16]) -> pd.DataFrame:
+    """Predictions (a row a cell, `recognition.recognise`) and embeddings (N x E) to a row a smear.
+
+    Cells without a smear are left out.
+
+    Raises:
+        DataError: no cell belongs to a smear.
+    """
+    words = vocabulary.load()
+    known = predictions["smear"].notna()
+    if not known.any():
+        raise DataError(
+            "no cell names its smear, so there is no differential; import with a smear (labels.csv, column smear)"
+        )
+    cells, vectors = predictions[known].reset_index(drop=True), embeddings[known.to_numpy()].astype(np.float32)
+    types = list(words.differential_types)
+    rows = []
+    for (site, smear), positions in cells.groupby(["site", "smear"], sort=True).indices.items():
+        part = cells.iloc[positions]
+        counts = part["predicted_type"].value_counts().reindex(types, fill_value=0).to_numpy()
+        total = int(counts.sum())
+        shares = counts / total if total else np.full(len(types), np.nan)
+        low, high = exact_interval(counts, np.full(len(types), total))
+        row = {
+            "site": site,
+            "smear": smear,
+            "patient": part["patient"].iloc[0],
+            "num_cells": len(part),
+            "num_counted": total,
+        }
+        row |= {f"share_{t}": s for t, s in zip(types, shares, strict=True)}
+        row |= {f"low_{t}": v for t, v in zip(types, low, strict=True)} | {
+            f"high_{t}": v for t, v in zip(types, high, strict=True)
+        }
+        row |= _rates(part)
+        row["embedding"] = vectors[positions].mean(axis=0).astype(np.float32)
+        row["summary_version"] = VERSION
+        row["scale_assumed"] = bool(part["scale_assumed"].any())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _rates(part: pd.DataFrame) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for name, characteristic in vocabulary.load().characteristics.items():
+        applies = part[part["predicted_type"].isin(characteristic.applies_to)]
+        for value in characteristic.values:
+            if f"p_{name}_{value}" in part:
+                found[f"rate_{name}_{value}"] = float(applies[f"p_{name}_{value}"].mean()) if len(applies) else None
+    return found
+
+
+def differential(
+    model: RecognitionModel, directory: Path, out: Path, progress: Callable[[int], None] | None = None
+) -> pd.DataFrame:
+    """Recognise a data set and write one row a smear to `out` (Parquet, or CSV by its name), with origin and diagnosis."""
+    predictions, embeddings = recognise(model, directory, progress=progress)
+    summary = summarise(predictions, embeddings)
+    index = dataset.index(directory, ["site", "smear", "origin"])
+    origin = index.dropna(subset=["smear"]).groupby(["site", "smear"])["origin"].first()
+    summary["origin"] = [
+        "simulated" if model.card.origin == "simulated" else origin[key]
+        for key in zip(summary["site"], summary["smear"], strict=True)
+    ]
+    summary["embedding_version"] = model.card.embedding
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".csv":
+        summary.assign(embedding=[" ".join(f"{v:.5g}" for v in e) for e in summary["embedding"]]).to_csv(
+            out, index=False
+        )
+    else:
+        summary.to_parquet(out, index=False)
+    return summary

@@ -1,0 +1,106 @@
+"""Judging a packaged recogniser on imported cells: predictions, metrics and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from smearline import dataset, evaluation_page, images, metrics, vocabulary
+from smearline.errors import DataError
+from smearline.recognition import RecognitionModel, recognise
+
+
+def evaluate(
+    model: RecognitionModel,
+    directory: Path,
+    out: Path,
+    *,
+    keep: set[str] | None = None,
+    seed: int = 7,
+    num_errors_shown: int = 48,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Recognise cells and judge the answers; writes predictions.parquet, metrics.json, headline.json, evaluation.html.
+
+    Cells that the model was trained on, and other cells of patients that it was trained on, are predicted and counted
+    but never judged. Conflicted and unlabelled cells are predicted and counted.
+
+    Args:
+        keep: judge only these sha256; None for all.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        DataError: there is no cell, or none that may be judged.
+    """
+    predictions, _ = recognise(model, directory, keep=keep, progress=progress)
+    labelled = dataset.labelled_index(directory).set_index("sha256").loc[predictions["sha256"]].reset_index()
+    predictions.insert(4, "true_type", labelled["true_type"])
+    seen = model.seen
+    of_seen_patient = predictions.set_index(["site", "patient"]).index.isin(
+        pd.MultiIndex.from_frame(seen.loc[seen["patient"].notna(), ["site", "patient"]])
+    )
+    predictions["seen_in_training"] = predictions["sha256"].isin(seen["sha256"]) | of_seen_patient
+    out.mkdir(parents=True, exist_ok=True)
+    predictions.to_parquet(out / "predictions.parquet", index=False)
+
+    judged = predictions[~predictions["seen_in_training"]].reset_index(drop=True)
+    if judged["true_type"].isna().all():
+        raise DataError(
+            f"none of the {len(predictions)} cells of {directory} can be judged: {int(predictions['seen_in_training'].sum())} are "
+            f"of the training data or its patients, the others have no undisputed label. Predictions are in {out}."
+        )
+    names = [n for n in vocabulary.load().characteristics if n in labelled]
+    truth = labelled[["sha256", *names]].melt("sha256", var_name="name", value_name="value").dropna(subset=["value"])
+    origins = {*labelled["origin"], model.card.origin}
+    figures = metrics.evaluate(
+        judged,
+        truth[truth["sha256"].isin(judged["sha256"])].reset_index(drop=True),
+        train_labels=seen,
+        seed=seed,
+        origin="simulated" if "simulated" in origins else "real",
+        context={
+            "num_cells_seen_in_training": int(predictions["seen_in_training"].sum()),
+            "num_cells_conflicted": int(labelled["conflicted"].sum()),
+            "data_digest": dataset.digest(judged),
+            "model": {k: v for k, v in model.card.model_dump(mode="json").items() if k != "parameters"},
+        },
+    )
+    _write_json(out / "metrics.json", figures)
+    _write_json(out / "headline.json", metrics.headline(figures))
+    errors = _examples(directory, judged, num_errors_shown)
+    evaluation_page.render(figures, title="Recogniser: evaluation", examples=errors, out=out / "evaluation.html")
+    return figures
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _examples(directory: Path, judged: pd.DataFrame, count: int) -> list[evaluation_page.ErrorExample]:
+    """The wrong answers of which the model was surest, with their pictures."""
+    words = vocabulary.load()
+    allowed = [words.children(t) if t is not None else () for t in judged["true_type"]]
+    wrong = judged[[bool(a) and p not in a for a, p in zip(allowed, judged["predicted_type"], strict=True)]]
+    sure = wrong[[f"p_{t}" for t in words.types]].max(axis=1)
+    chosen = wrong.assign(sure=sure).sort_values(["sure", "sha256"], ascending=[False, True]).head(count)
+    bytes_of: dict[str, bytes] = {}
+    wanted = set(chosen["sha256"])
+    for block in dataset.iter_rows(directory, ["sha256", "image"]):
+        bytes_of |= {s: b for s, b in zip(block["sha256"], block["image"], strict=True) if s in wanted}
+    return [
+        evaluation_page.ErrorExample(
+            image_jpeg=images.jpeg_preview(bytes_of[row.sha256]),
+            site=row.site,
+            true_type=row.true_type,
+            predicted_type=row.predicted_type,
+            probability=float(row.sure),
+            sha256_prefix=row.sha256[:12],
+        )
+        for row in chosen.itertuples()
+    ]

@@ -1,0 +1,153 @@
+"""Images of single cells: checked, freed of metadata, decoded, and cropped by physical size.
+
+Arrays are H x W x 3, uint8, RGB.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from smearline.errors import ImageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+MIN_SIDE_PX = 24
+MAX_PIXELS = 64_000_000
+THUMBNAIL_PX = 16
+
+UInt8Array = NDArray[np.uint8]
+
+
+def check(data: bytes) -> UInt8Array:
+    """Decode strictly, for import.
+
+    Raises:
+        ImageError: reason 'empty', 'unreadable', 'truncated', 'too_small' or 'too_large'.
+    """
+    if not data:
+        raise ImageError("empty", "0 bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if min(width, height) < MIN_SIDE_PX:
+                raise ImageError("too_small", f"{width}x{height} px; at least {MIN_SIDE_PX} px a side")
+            if width * height > MAX_PIXELS:
+                raise ImageError("too_large", f"{width}x{height} px; at most {MAX_PIXELS} pixels")
+            image.load()
+            return _opaque_rgb(image)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        reason = "truncated" if "truncat" in str(error) or "incomplete" in str(error) else "unreadable"
+        raise ImageError(reason, str(error)[:200]) from error
+
+
+def decode(data: bytes) -> UInt8Array:
+    """Decode an image that `check` has passed, or one sent by a client.
+
+    Raises:
+        ImageError: as `check`.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+        except ValueError:
+            pass  # CMYK and other rarities: Pillow reads them, or says what is wrong
+    return check(data)
+
+
+def _opaque_rgb(image: Image.Image) -> UInt8Array:
+    """RGB of the opaque part: exports of some scanners carry a transparent border."""
+    if image.mode in ("RGBA", "LA", "PA"):
+        rgba = np.asarray(image.convert("RGBA"))
+        opaque = rgba[..., 3] == 255
+        if not opaque.any():
+            raise ImageError("unreadable", "the alpha channel leaves no opaque pixel")
+        rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
+        return np.ascontiguousarray(rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, :3])
+    if image.mode in ("I;16", "I", "F"):
+        raise ImageError("unreadable", f"pixel mode {image.mode} (more than 8 bits a channel) is not a stained smear's")
+    return np.asarray(image.convert("RGB"))
+
+
+def thumbnail(image: UInt8Array) -> UInt8Array:
+    """16 x 16 luminance means of the whole picture (uint8), from which near duplicates are found."""
+    small = Image.fromarray(image).convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
+    return np.asarray(small)
+
+
+def background(image: UInt8Array) -> UInt8Array:
+    """RGB of the empty glass (3, uint8): the median of the pixels among the brightest tenth by their darkest channel."""
+    pixels = image[::4, ::4].reshape(-1, 3)
+    darkest = pixels.min(axis=1)
+    return np.median(pixels[darkest >= np.quantile(darkest, 0.9)], axis=0).astype(np.uint8)
+
+
+def crop(image: UInt8Array, microns_per_px: float, field_um: float, out_px: int) -> UInt8Array:
+    """The central square of `field_um` micrometres, resized to out_px x out_px (uint8).
+
+    Where the picture is smaller than the field it is surrounded with its own background colour.
+    """
+    height, width = image.shape[:2]
+    side = field_um / microns_per_px
+    missing = int(np.ceil(max(0.0, side - min(height, width)) / 2))
+    if missing:
+        canvas = np.empty((height + 2 * missing, width + 2 * missing, 3), np.uint8)
+        canvas[:] = background(image)
+        canvas[missing : missing + height, missing : missing + width] = image
+        image, height, width = canvas, canvas.shape[0], canvas.shape[1]
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (max(left, 0.0), max(top, 0.0), min(left + side, width), min(top + side, height))
+    resized = Image.fromarray(image).resize((out_px, out_px), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized)
+
+
+def without_metadata(data: bytes) -> bytes:
+    """The same JPEG or PNG without EXIF, XMP, IPTC and comments, which may name a patient. Pixels are untouched."""
+    if data[:2] == b"\xff\xd8":
+        return b"".join(_jpeg_parts(data))
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"".join(_png_parts(data))
+    return data
+
+
+def _jpeg_parts(data: bytes) -> Iterator[bytes]:
+    app1, app13, comment, start_of_scan = 0xE1, 0xED, 0xFE, 0xDA
+    position = 2
+    yield data[:2]
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != start_of_scan:
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if data[position + 1] not in (app1, app13, comment):
+            yield data[position:end]
+        position = end
+    yield data[position:]
+
+
+def _png_parts(data: bytes) -> Iterator[bytes]:
+    position = 8
+    yield data[:8]
+    while position + 8 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] not in (b"tEXt", b"iTXt", b"zTXt", b"eXIf"):
+            yield data[position:end]
+        position = end
+
+
+def white_balanced(image: UInt8Array) -> UInt8Array:
+    """The picture with its background made a neutral 240: each channel scaled by its own factor (von Kries)."""
+    factor = 240.0 / np.maximum(background(image).astype(np.float32), 80.0)
+    table = np.minimum(np.arange(256, dtype=np.float32)[:, None] * factor + 0.5, 255.0).astype(np.uint8)
+    return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
+
+
+def jpeg_preview(data: bytes, size_px: int = 120) -> bytes:
+    """A small JPEG of an image, for a page."""
+    image = Image.fromarray(decode(data))
+    image.thumbnail((size_px, size_px))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return out.getvalue()

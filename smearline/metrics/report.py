@@ -1,0 +1,168 @@
+"""The evaluation of a recogniser as one JSON-able dictionary: metrics.json."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from smearline.errors import DataError
+from smearline.metrics.blasts import score_blasts, score_smears
+from smearline.metrics.calibration import score_calibration
+from smearline.metrics.cells import Cells, num_patients, read_cells
+from smearline.metrics.characteristics import score_characteristics
+from smearline.metrics.codes import codes
+from smearline.metrics.intervals import RESAMPLES
+from smearline.metrics.type_scores import MIN_SUPPORT, score_types
+from smearline.vocabulary import load
+
+Json = dict[str, Any]
+PAPER: Json = {
+    "reference": "Horiuchi et al. 2025, Int J Lab Hematol, doi 10.1111/ijlh.14550",
+    "published_low": 0.973,
+    "published_high": 0.999,
+    "note": (
+        "Accuracy of one type against all the rest, the only kind the paper gives. It flatters rare types: a "
+        "recogniser that never names a type of which 1 cell in 100 is one still reaches 99 %. Read sensitivity and PPV."
+    ),
+}
+NO_PATIENTS = (
+    "Not patient-independent: no patient is known for cells of {sites}. Cells of one patient may lie in training and "
+    "test, and their intervals take each cell as independent, so they are narrower than the truth."
+)
+
+
+def evaluate(
+    predictions: pd.DataFrame,
+    truth: pd.DataFrame,
+    *,
+    train_labels: pd.DataFrame | None = None,
+    seed: int = 0,
+    origin: str,
+    context: Mapping[str, Any],
+) -> Json:
+    """Score predictions against labels: one deterministic dictionary, floats rounded to 6 places, null for unknown.
+
+    Args:
+        predictions: a row a cell: sha256, site, patient, smear, true_type (type, parent or null), predicted_type,
+            p_<TYPE> of each trained type (0..1, summing to 1), c_<NAME> of each trained characteristic, scale_assumed.
+        truth: sha256, name, value: labels of characteristics.
+        train_labels: sha256, true_type and a column for each characteristic, of the training cells.
+        seed: of the bootstrap; the same input and seed give the same dictionary.
+        origin: 'real' or 'simulated'.
+        context: what the figures belong to (data version, model, split); copied into the result.
+
+    Raises:
+        DataError: see `read_cells` and `score_characteristics`; or an unknown origin.
+    """
+    if origin not in ("real", "simulated"):
+        raise DataError(f"origin '{origin}' is not known; give 'real' or 'simulated' (anything simulated is simulated)")
+    every = read_cells(predictions)
+    cells = every.take(every.label_N >= 0)
+    sites = sorted(set(every.site_N))
+    scopes = {"": cells} | {s: cells.take(cells.site_N == s) for s in sites if (cells.site_N == s).any()}
+    scored = {name: _scope(name, part, seed) for name, part in scopes.items()}
+    characteristics = score_characteristics(cells, truth, train_labels, seed)
+    unknown = sorted(set(cells.site_N[~cells.has_patient_N]))
+    metrics: Json = {
+        "origin": origin,
+        "context": dict(context),
+        "vocabulary": load().version,
+        "counts": _counts(every) | {"by_site": {s: _counts(every.take(every.site_N == s)) for s in sites}},
+        "patient_independent": not unknown,
+        "patient_note": NO_PATIENTS.format(sites=", ".join(unknown)) if unknown else None,
+        "intervals": {"level": 0.95, "resamples": RESAMPLES, "seed": seed, "by": cells.interval_by},
+        **{
+            part: {"overall": scored[""][part], "by_site": {s: scored[s][part] for s in scopes if s}}
+            for part in ("types", "parents", "confusion", "calibration", "blast")
+        },
+        "characteristics": characteristics,
+        "not_tested": _not_tested(every, scored[""]["types"]["per_class"], characteristics, unknown),
+        "paper": PAPER | {"types": _beside_paper(scored[""]["types"]["per_class"])},
+    }
+    metrics["blast"]["smears"] = score_smears(cells, np.random.default_rng([seed, 1]))
+    plain: Json = _plain(metrics)
+    return plain
+
+
+def headline(metrics: Json) -> dict[str, float]:
+    """The few numbers for `dvc metrics`, overall and as '<site>.<name>', with lower bounds; unknown ones are absent."""
+    found: dict[str, float | None] = {}
+    types, blast, calibration = metrics["types"], metrics["blast"], metrics["calibration"]
+    scopes = [("", types["overall"], blast["overall"], calibration["overall"])]
+    scopes += [(f"{s}.", types["by_site"][s], blast["by_site"][s], calibration["by_site"][s]) for s in types["by_site"]]
+    for prefix, type_scores, blast_scores, calibrated in scopes:
+        estimates = {n: type_scores[n] for n in ("accuracy", "balanced_accuracy", "macro_f1")}
+        estimates |= {"blast_auc": blast_scores["auc"], "blast_sensitivity": blast_scores["sensitivity"]}
+        for name, estimate in estimates.items():
+            found[prefix + name] = estimate["value"]
+            found[f"{prefix}{name}_low"] = estimate["low"]
+        found[prefix + "ece"] = calibrated["ece"]
+    tested = [c for c in metrics["characteristics"].values() if c["status"] == "tested"]
+    f1 = [c["macro_f1"]["value"] for c in tested if c["macro_f1"]["value"] is not None]
+    found["characteristics_macro_f1"] = sum(f1) / len(f1) if f1 else None
+    found["characteristics_tested"] = len(tested)
+    found["characteristics_beating_type_only"] = sum(c["beats_type_only"] for c in tested)
+    return {name: round(float(value), 6) for name, value in found.items() if value is not None}
+
+
+def goal_met(metric: Mapping[str, float | None], threshold: float) -> bool:
+    """True when the lower bound of an estimate {value, low, high} reaches the threshold; an unknown one does not."""
+    low = metric["low"]
+    return low is not None and low >= threshold
+
+
+def _scope(name: str, cells: Cells, seed: int) -> Json:
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # a further site changes no other site's intervals
+    return score_types(cells, rng) | {"calibration": score_calibration(cells), "blast": score_blasts(cells, rng)}
+
+
+def _counts(cells: Cells) -> Json:
+    labelled = cells.label_N >= 0
+    smears = cells.frame.loc[cells.frame["smear"].notna(), ["site", "smear"]]
+    parents = [codes().index(p) for p in codes().parents]
+    return {
+        "cells": len(cells),
+        "labelled": int(labelled.sum()),
+        "parent_labelled": int(np.isin(cells.label_N, parents).sum()),
+        "unlabelled": int((~labelled).sum()),
+        "patients": num_patients(cells),
+        "without_patient": int((~cells.has_patient_N).sum()),
+        "smears": len(smears.drop_duplicates()),
+        "scale_assumed": int(cells.frame["scale_assumed"].astype(bool).sum()),
+    }
+
+
+def _not_tested(every: Cells, per_class: Json, characteristics: Json, unknown: list[str]) -> Json:
+    return {
+        "types": [t for t in codes().types if t not in per_class],
+        "types_not_trained": [t for t in codes().types if t not in every.trained_types],
+        "listed_only": [c for c, row in per_class.items() if row["listed_only"]],
+        "least_cells": MIN_SUPPORT,
+        "characteristics": [n for n, c in characteristics.items() if c["status"] == "not tested"],
+        "characteristics_not_trained": [n for n, c in characteristics.items() if not c["trained"]],
+        "sites_without_patients": unknown,
+    }
+
+
+def _beside_paper(per_class: Json) -> Json:
+    return {
+        t: {"support": per_class[t]["support"], "one_vs_rest_accuracy": per_class[t]["one_vs_rest_accuracy"]}
+        for t in load().differential_types
+        if t in per_class
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON values: 6 places, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6) + 0.0 if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

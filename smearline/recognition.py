@@ -1,0 +1,181 @@
+"""Recognition with a packaged recogniser: ONNX Runtime alone, no torch.
+
+A model folder holds recogniser.onnx, model.json (what the outputs mean, how images are prepared, where it comes from)
+and trained_on.parquet (which cells and patients it has seen, so that nobody is judged on them unawares).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from smearline import dataset, images, sites, vocabulary
+from smearline.errors import DataError, ImageError, ModelError
+from smearline.reader import prepare
+
+CONTRACT = "recogniser-1"
+ONNX_FILE, CARD_FILE, SEEN_FILE = "recogniser.onnx", "model.json", "trained_on.parquet"
+_BATCH = 32
+
+
+class ModelCard(BaseModel):
+    """model.json: what a recogniser's outputs mean and where it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    contract: str
+    vocabulary: str
+    types: tuple[str, ...]
+    characteristics: dict[str, tuple[str, ...]]
+    field_um: float
+    size_px: int
+    white_balance: bool
+    embedding: str
+    """Version of the fixed projection; embeddings of two versions are never compared."""
+    temperature: float
+    origin: str
+    sites: tuple[str, ...]
+    num_cells: int
+    data_digest: str
+    parameters: dict[str, Any]
+    intended_use: str = "research use only"
+
+
+class RecognitionModel:
+    """A packaged recogniser.
+
+    Raises:
+        ModelError: the folder lacks a file, or is of another contract.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        for name in (ONNX_FILE, CARD_FILE, SEEN_FILE):
+            if not (folder / name).is_file():
+                raise ModelError(
+                    f"{folder} is no model folder: it has no {name} (make one with 'dvc repro train_cells')"
+                )
+        self.folder = folder
+        self.card = ModelCard.model_validate(json.loads((folder / CARD_FILE).read_text(encoding="utf-8")))
+        if self.card.contract != CONTRACT:
+            raise ModelError(f"{folder} keeps the contract '{self.card.contract}'; this version reads '{CONTRACT}'")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        providers = [
+            p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in onnxruntime.get_available_providers()
+        ]
+        self._session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=providers)
+
+    @cached_property
+    def seen(self) -> pd.DataFrame:
+        """The cells it was trained on: sha256, site, patient, true_type and characteristics."""
+        return pd.read_parquet(self.folder / SEEN_FILE)
+
+    def prepare(self, data: bytes, microns_per_px: float) -> NDArray[np.uint8]:
+        """Image bytes to the network's input (size_px x size_px x 3, uint8). Raises ImageError."""
+        return prepare(data, microns_per_px, self.card.field_um, self.card.size_px, self.card.white_balance)
+
+    def run(self, images_BHWC: NDArray[np.uint8], *outputs: str) -> list[NDArray[np.float32]]:
+        """The outputs named: type_probabilities (B x T), characteristic_probabilities (B x V), embedding (B x E),
+        activation_maps (B x T x h x w)."""
+        return list(self._session.run(list(outputs), {"images": images_BHWC}))
+
+
+def scale_of(site: str, microns_per_px: float | None) -> tuple[float, bool]:
+    """(um/px, whether it is assumed) of an image.
+
+    Raises:
+        SiteError: the scale is unknown and the site has no file that states a fallback.
+    """
+    if microns_per_px is not None and not np.isnan(microns_per_px):
+        return float(microns_per_px), False
+    fallback = sites.load(site).assumed_microns_per_px
+    assert fallback is not None, "a site without a scale states a fallback"
+    return fallback, True
+
+
+def recognise(
+    model: RecognitionModel,
+    directory: Path,
+    *,
+    keep: set[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+    threads: int = 2,
+) -> tuple[pd.DataFrame, NDArray[np.float16]]:
+    """Recognise the cells of a data set, in their stored order.
+
+    Args:
+        keep: only these sha256; None for all.
+        progress: called with the number of images done since the last call.
+
+    Returns:
+        The predictions (columns as `columns`, less true_type) and the embeddings (N x E, float16).
+
+    Raises:
+        DataError: no image is left; or an image of the data set cannot be decoded.
+    """
+    rows: list[dict[str, Any]] = []
+    parts: list[tuple[NDArray[np.float32], ...]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for metadata, batch in _batches(model, directory, keep, pool):
+            types, values, embedding = model.run(
+                batch, "type_probabilities", "characteristic_probabilities", "embedding"
+            )
+            rows += metadata
+            parts.append((types, values, embedding))
+            if progress:
+                progress(len(metadata))
+    if not rows:
+        raise DataError(f"no image to recognise in {directory}")
+    types, values, embedding = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _frame(model.card, rows, types, values), embedding.astype(np.float16)
+
+
+def _batches(
+    model: RecognitionModel, directory: Path, keep: set[str] | None, pool: ThreadPoolExecutor
+) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.uint8]]]:
+    columns = ["sha256", "site", "patient", "smear", "microns_per_px", "image"]
+    for block in dataset.iter_rows(directory, columns, batch=8 * _BATCH):
+        wanted = [i for i, s in enumerate(block["sha256"]) if keep is None or s in keep]
+        metadata = []
+        for i in wanted:
+            scale, assumed = scale_of(block["site"][i], block["microns_per_px"][i])
+            metadata.append({c: block[c][i] for c in columns[:4]} | {"scale": scale, "scale_assumed": assumed})
+
+        def crop(i: int, scale: float, block: dict[str, list[Any]] = block) -> images.UInt8Array:
+            try:
+                return model.prepare(block["image"][i], scale)
+            except ImageError as error:
+                raise DataError(f"image {block['sha256'][i]} of {directory} cannot be decoded: {error}") from error
+
+        crops = list(pool.map(crop, wanted, [m["scale"] for m in metadata]))
+        for start in range(0, len(wanted), _BATCH):
+            yield metadata[start : start + _BATCH], np.stack(crops[start : start + _BATCH])
+
+
+def _frame(
+    card: ModelCard, rows: list[dict[str, Any]], types: NDArray[np.float32], values: NDArray[np.float32]
+) -> pd.DataFrame:
+    found: dict[str, Any] = {name: [r[name] for r in rows] for name in ("sha256", "site", "patient", "smear")}
+    names = np.array(card.types, dtype=object)
+    found["predicted_type"] = names[types.argmax(axis=1)]
+    for code in vocabulary.load().types:
+        found[f"p_{code}"] = types[:, card.types.index(code)] if code in card.types else np.zeros(len(rows), np.float32)
+    start = 0
+    for name, known in card.characteristics.items():
+        part = values[:, start : start + len(known)]
+        found[f"c_{name}"] = np.array(known, dtype=object)[part.argmax(axis=1)]
+        found |= {f"p_{name}_{value}": part[:, i] for i, value in enumerate(known)}
+        start += len(known)
+    found["scale_assumed"] = [r["scale_assumed"] for r in rows]
+    return pd.DataFrame(found)

@@ -1,0 +1,130 @@
+"""params.yaml as one typed, frozen model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from smearline.errors import SettingsError, nearest
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(_Section):
+    folder: Path
+
+
+class SplitSettings(_Section):
+    seed: int
+    val: float = Field(ge=0, lt=1)
+    test: float = Field(ge=0, lt=1)
+    train_sites: tuple[str, ...] = ()
+    test_only_sites: tuple[str, ...] = ()
+    near_duplicate_correlation: float = Field(gt=0.5, le=1)
+
+
+class ImageSettings(_Section):
+    field_um: float = Field(gt=2, lt=200)
+    size_px: int = Field(ge=32, le=1024)
+    margin: float = Field(ge=1, le=2)
+    white_balance: bool
+
+
+class ModelSettings(_Section):
+    backbone: str
+    weights: str
+    embedding_dim: int = Field(ge=8, le=512)
+
+
+class TrainSettings(_Section):
+    seed: int
+    workers: int = Field(ge=1)
+    threads_per_worker: int = Field(ge=1)
+    gpus_per_worker: float = Field(ge=0)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup: float = Field(ge=0, lt=1)
+    label_smoothing: float = Field(ge=0, lt=1)
+    ema_decay: float = Field(ge=0, lt=1)
+    balance: float = Field(ge=0, le=1)
+    characteristics_weight: float = Field(ge=0)
+    stain_jitter: float = Field(ge=0, lt=1)
+    max_failures: int = Field(ge=0)
+
+    def model_post_init(self, _: Any) -> None:
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+
+
+class TuneSettings(_Section):
+    trials: int = Field(ge=0)
+    epochs: int = Field(ge=1)
+    seed: int
+
+
+class EvaluateSettings(_Section):
+    seed: int
+    num_errors_shown: int = Field(ge=0, le=400)
+
+
+class Settings(_Section):
+    """All parameters of the pipeline."""
+
+    data: DataSettings
+    split: SplitSettings
+    image: ImageSettings
+    model: ModelSettings
+    train: TrainSettings
+    tune: TuneSettings
+    evaluate: EvaluateSettings
+
+
+def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `overlay` put over it, section by section."""
+    merged = dict(base)
+    for name, value in overlay.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = overlaid(merged[name], value) if both else value
+    return merged
+
+
+def load(path: Path = Path("params.yaml"), overlay: Path | None = None) -> Settings:
+    """Read and check the parameters, with those of `overlay` (such as the tune stage writes) over them.
+
+    Raises:
+        SettingsError: a file is missing, a key is unknown (the message names the nearest), or a value is out of range.
+    """
+    raw: dict[str, Any] = {}
+    for file in (path, overlay):
+        if file is None:
+            continue
+        if not file.is_file():
+            raise SettingsError(f"there is no {file} in {Path.cwd()}; run inside a workspace")
+        raw = overlaid(raw, yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    return check(raw, str(path))
+
+
+def check(raw: dict[str, Any], where: str) -> Settings:
+    """Settings from plain data. Raises SettingsError as `load`."""
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("\n".join([f"{where}:", *(f"  {_explain(e)}" for e in error.errors())])) from error
+
+
+def _explain(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{place}: {problem['msg']} (given: {problem['input']!r})"
+    model: Any = Settings
+    for part in problem["loc"][:-1]:
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in get_args(annotation) if isinstance(a, type)), annotation)
+    return f"unknown key {place}; nearest: {nearest(str(problem['loc'][-1]), model.model_fields)}"

@@ -1,0 +1,75 @@
+"""Who is trained on and who is tested: by patient, never across a near duplicate.
+
+A group is all that must stay together: the cells of a patient (or of a smear, or one cell, where no patient is known),
+joined with the groups of their near duplicates. Its place is a hash of the seed and of its smallest member key, so a
+group keeps its place when other data are added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from smearline import duplicates
+from smearline.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+def assign(
+    frame: pd.DataFrame,
+    *,
+    seed: int,
+    val: float,
+    test: float,
+    train_sites: Sequence[str] = (),
+    test_only_sites: Sequence[str] = (),
+    near_duplicate_correlation: float = duplicates.MIN_CORRELATION,
+) -> pd.DataFrame:
+    """Columns sha256, split ('train', 'val', 'test'), group and near_duplicate (whether it has one), in the order of `frame`.
+
+    Args:
+        frame: sha256, site, patient, smear, thumbnail; a row an image.
+        val, test: expected shares of the groups.
+        train_sites: if not empty, every other site is test alone.
+        test_only_sites: sites that are test alone.
+
+    Raises:
+        DataError: a site named is not in the data, or nothing is left to train on.
+    """
+    sites = set(frame["site"])
+    if unknown := {*train_sites, *test_only_sites} - sites:
+        raise DataError(
+            f"split names the sites {sorted(unknown)}, which are not in the data; there are {sorted(sites)}"
+        )
+    keys = _natural_keys(frame)
+    codes, _ = pd.factorize(keys)
+    near = duplicates.pairs(list(frame["thumbnail"]), near_duplicate_correlation)
+    joined = duplicates.groups(codes.max() + 1, codes[near])
+    component = joined[codes]
+    group = keys.groupby(component).transform("min")
+    place = group.map({g: _unit_hash(seed, g) for g in group.unique()})
+    split = pd.Series(np.select([place < test, place < test + val], ["test", "val"], "train"), frame.index)
+    held_out = frame["site"].isin(test_only_sites) | (bool(train_sites) & ~frame["site"].isin(train_sites))
+    # A group with a member at a held-out site is tested as a whole.
+    split[held_out.groupby(component).transform("any")] = "test"
+    if not (split == "train").any():
+        raise DataError(
+            f"no image is left to train on; sites: {sorted(sites)}, held out: {sorted(frame['site'][held_out].unique())}"
+        )
+    has_near = np.zeros(len(frame), bool)
+    has_near[near.ravel()] = True
+    return pd.DataFrame({"sha256": frame["sha256"], "split": split, "group": group, "near_duplicate": has_near})
+
+
+def _natural_keys(frame: pd.DataFrame) -> pd.Series:
+    own = "cell/" + frame["sha256"]
+    smear = (frame["site"] + "/smear/" + frame["smear"].fillna("")).where(frame["smear"].notna(), own)
+    return (frame["site"] + "/patient/" + frame["patient"].fillna("")).where(frame["patient"].notna(), smear)
+
+
+def _unit_hash(seed: int, key: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:7], "big") / 2**56

@@ -1,0 +1,129 @@
+"""The evaluation page: complete, self-contained, and harmless whatever stands in the data."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from smearline.evaluation_page import ErrorExample, render
+from smearline.metrics import evaluate
+from smearline.vocabulary import load
+
+NASTY = "<script>alert('x')</script>"
+EXAMPLE = ErrorExample(b"\xff\xd8\xff picture", NASTY, "BLAST", "LYMPH", 0.9996, "0123abcd")
+
+
+def simulated(num_cells: int = 3000, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions of a middling recogniser and characteristic labels; site gamma knows neither patients nor bands."""
+    vocabulary, rng = load(), np.random.default_rng(seed)
+    types = np.array(list(vocabulary.types), dtype=object)
+    true = rng.choice(len(types), num_cells, p=np.r_[0.3, 0.08, np.full(5, 0.05), 0.2, np.full(9, 0.018), 0.008])
+    near = np.array([[b in vocabulary.types[a].neighbours for b in types] for a in types])
+    logits = 1.3 * rng.normal(size=(num_cells, len(types))) + 2.5 * near[true]
+    logits[np.arange(num_cells), true] += 6
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    site = np.array(["alpha", "beta", "gamma"], dtype=object)[rng.integers(0, 3, num_cells)]
+    patient = np.array([f"p{i}" for i in rng.integers(0, 40, num_cells)], dtype=object)
+    patient[site == "gamma"] = None
+    label = types[true].copy()
+    label[::50] = None
+    label[(site == "gamma") & np.isin(label, ["NEUT_SEG", "NEUT_BAND"])] = "NEUT"
+    frame = pd.DataFrame(
+        {
+            "sha256": [f"{i:064x}" for i in range(num_cells)],
+            "site": site,
+            "patient": patient,
+            "smear": [None if p is None else f"s{p}" for p in patient],
+            "true_type": label,
+            "predicted_type": types[chances.argmax(axis=1)],
+            "scale_assumed": site == "gamma",
+            "c_cell_size": rng.choice(["small", "big"], num_cells),
+            "c_granularity": np.where(true % 2, "yes", "no"),
+        }
+    )
+    truth = [
+        pd.DataFrame({"sha256": frame["sha256"], "name": name, "value": frame[f"c_{name}"]})
+        for name in ("cell_size", "granularity")
+    ]
+    return pd.concat([frame, pd.DataFrame(chances, columns=[f"p_{t}" for t in types])], axis=1), pd.concat(truth)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    metrics = evaluate(*simulated(), origin="simulated", context={"model": NASTY, "split": "by patient"})
+    out = tmp_path_factory.mktemp("page") / "evaluation.html"
+    render(metrics, title=f"Recogniser {NASTY}", examples=[EXAMPLE], out=out)
+    return out.read_text(encoding="utf-8")
+
+
+def test_every_type_section_and_site_is_there(page: str) -> None:
+    for code, cell_type in load().types.items():
+        assert f"<code>{code}</code>" in page
+        assert cell_type.name in page
+    for words in (
+        "Site alpha",
+        "Site gamma",
+        "Research use only",
+        "Simulated data",
+        "nothing about clinical performance",
+    ):
+        assert words in page
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def test_nothing_is_loaded_from_outside(page: str) -> None:
+    assert not re.search(r"https?://|//cdn|@import|url\(|<link|<script", page)
+    assert {s.split(":")[0] for s in re.findall(r'src="([^"]*)"', page)} == {"data"}
+
+
+def test_texts_from_the_data_are_escaped(page: str) -> None:
+    assert NASTY not in page
+    assert page.count("&lt;script&gt;") >= 3  # title, context and the picture's site
+
+
+class _Outline(HTMLParser):
+    """Open tags, and what an accessible page needs of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.faults: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        needed = {"img": "alt", "svg": "aria-label", "th": "scope"}.get(tag)
+        if needed and not given.get(needed):
+            self.faults.append(f"{tag} without {needed}")
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            self.faults.append(f"</{tag}> closes another element")
+
+
+def test_the_markup_is_balanced_and_accessible(page: str) -> None:
+    outline = _Outline()
+    outline.feed(re.sub(r"<(path|rect|circle|polyline)\b[^>]*/>", "", page))
+    assert (outline.faults, outline.open) == ([], [])
+
+
+def test_what_is_not_quite_all_is_not_rounded_to_all(page: str) -> None:
+    assert ">99.9" in page.replace("&gt;", ">")
+
+
+def test_a_single_real_site_without_smears_blasts_or_characteristics(tmp_path: Path) -> None:
+    predictions, truth = simulated(400)
+    few = predictions[(predictions["site"] == "gamma") & predictions["true_type"].isin(["LYMPH", "MONO"])]
+    out = tmp_path / "evaluation.html"
+    metrics = evaluate(few.drop(columns=["c_cell_size", "c_granularity"]), truth, origin="real", context={})
+    render(metrics, title="Recogniser", examples=[], out=out)
+    page = out.read_text(encoding="utf-8")
+    for words in ("Not patient-independent", "nothing is known about finding blasts", "No characteristic was tested"):
+        assert words in page
+    assert "Simulated data" not in page

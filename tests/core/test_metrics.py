@@ -1,0 +1,282 @@
+"""The metrics of a recogniser, on examples small enough to be checked by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from smearline.errors import DataError
+from smearline.metrics import evaluate, goal_met, headline
+from smearline.metrics.intervals import auc_interval, exact_bounds, proportion_bounds
+from smearline.vocabulary import load
+
+TYPES = tuple(load().types)
+NO_TRUTH = pd.DataFrame({"sha256": [], "name": [], "value": []}, dtype=object)
+
+
+def table(
+    pairs: Sequence[tuple[str | None, str]], patients: Sequence[str | None] | None = None, sure: float = 0.83
+) -> pd.DataFrame:
+    """A table of predictions from (label, answer), the answer with probability `sure`, each cell its own patient."""
+    frame = pd.DataFrame(pairs, columns=["true_type", "predicted_type"], dtype=object)
+    frame["sha256"] = [f"{i:064x}" for i in range(len(frame))]
+    frame["site"] = "alpha"
+    frame["patient"] = [f"p{i}" for i in range(len(frame))] if patients is None else list(patients)
+    frame["smear"] = frame["patient"].map(lambda p: None if p is None else f"s-{p}")
+    frame["scale_assumed"] = False
+    chances = {f"p_{t}": np.where(frame["predicted_type"] == t, sure, (1 - sure) / (len(TYPES) - 1)) for t in TYPES}
+    return pd.concat([frame, pd.DataFrame(chances)], axis=1)
+
+
+def scored(frame: pd.DataFrame, truth: pd.DataFrame = NO_TRUTH, **more: Any) -> dict[str, Any]:
+    return evaluate(frame, truth, origin="simulated", context={}, **more)
+
+
+def row(metrics: dict[str, Any], code: str) -> dict[str, Any]:
+    return dict(metrics["types"]["overall"]["per_class"][code])
+
+
+def width(estimate: dict[str, float]) -> float:
+    return estimate["high"] - estimate["low"]
+
+
+def test_sensitivity_ppv_and_f1_strict_and_tolerant() -> None:
+    band = [("NEUT_BAND", "NEUT_BAND")] * 6 + [("NEUT_BAND", "NEUT_SEG")] * 3 + [("NEUT_BAND", "MONO")]
+    metrics = scored(table([*band, ("NEUT_SEG", "NEUT_BAND"), ("LYMPH", "NEUT_BAND")]))
+    found = row(metrics, "NEUT_BAND")
+    assert found["support"] == 10
+    assert found["sensitivity"]["value"] == 0.6
+    assert found["tolerant_sensitivity"]["value"] == 0.9  # segmented is a neighbour, monocyte is not
+    assert found["ppv"]["value"] == 0.75  # 6 of 8
+    assert found["tolerant_ppv"]["value"] == 0.875  # the segmented one is tolerated
+    assert found["f1"]["value"] == pytest.approx(2 * 6 / (2 * 6 + 4 + 2), abs=1e-6)
+    assert metrics["types"]["overall"]["accuracy"]["value"] == 0.5
+    assert metrics["types"]["overall"]["tolerant_accuracy"]["value"] == pytest.approx(10 / 12, abs=1e-6)
+
+
+def test_a_parent_label_is_right_by_any_child_and_decides_nothing_for_the_children() -> None:
+    neutrophils = [("NEUT", "NEUT_SEG")] * 3 + [("NEUT", "NEUT_BAND"), ("NEUT", "MONO"), ("NEUT", "METAMYELO")]
+    metrics = scored(table([*neutrophils, ("NEUT_SEG", "NEUT_BAND"), ("MONO", "MONO"), ("LYMPH", "NEUT_SEG")]))
+    parent = row(metrics, "NEUT")
+    assert (parent["support"], parent["sensitivity"]["value"]) == (6, pytest.approx(4 / 6, abs=1e-6))
+    assert parent["tolerant_sensitivity"] == parent["sensitivity"]  # a metamyelocyte does not neighbour every child
+    assert parent["ppv"]["value"] == pytest.approx(5 / 6, abs=1e-6)  # collapsed: the lymphocyte alone is wrong
+    segmented = row(metrics, "NEUT_SEG")
+    assert (segmented["support"], segmented["sensitivity"]["value"], segmented["ppv"]["value"]) == (1, 0, 0)
+    assert row(metrics, "MONO")["ppv"]["value"] == 0.5  # a neutrophil is certainly no monocyte
+    collapsed = metrics["parents"]["overall"]["NEUT"]
+    assert (collapsed["support"], collapsed["sensitivity"]["value"]) == (7, pytest.approx(5 / 7, abs=1e-6))
+    assert metrics["confusion"]["overall"]["true"][:2] == ["NEUT_SEG", "NEUT"]
+
+
+def test_one_against_the_rest_flatters_and_stands_beside_the_paper() -> None:
+    metrics = scored(table([("LYMPH", "LYMPH")] * 99 + [("BLAST", "LYMPH")]))
+    assert metrics["paper"]["types"]["BLAST"]["one_vs_rest_accuracy"]["value"] == 0.99
+    assert row(metrics, "BLAST")["sensitivity"]["value"] == 0
+
+
+def test_only_classes_with_twenty_cells_are_averaged() -> None:
+    cells = [("LYMPH", "LYMPH")] * 40 + [("MONO", "MONO")] * 10 + [("MONO", "LYMPH")] * 10 + [("BLAST", "LYMPH")] * 19
+    overall = scored(table(cells))["types"]["overall"]
+    assert overall["averaged"] == ["LYMPH", "MONO"]
+    assert overall["balanced_accuracy"]["value"] == 0.75
+    f1 = f1_score(*zip(*cells, strict=True), average=None, labels=["LYMPH", "MONO"]).mean()
+    assert overall["macro_f1"]["value"] == pytest.approx(f1, abs=1e-6)
+    assert overall["per_class"]["BLAST"]["listed_only"]
+    assert not overall["per_class"]["MONO"]["listed_only"]
+    few = scored(table(cells[:19]))["types"]["overall"]
+    assert few["macro_f1"] == {"value": None, "low": None, "high": None}
+
+
+def test_an_interval_widens_when_errors_cluster_in_few_patients() -> None:
+    cells = [("LYMPH", "LYMPH")] * 150 + [("LYMPH", "MONO")] * 50
+    apart = scored(table(cells))["types"]["overall"]
+    clustered = scored(table(cells, [f"p{i // 50}" for i in range(200)]))["types"]["overall"]
+    assert apart["accuracy"]["value"] == clustered["accuracy"]["value"] == 0.75
+    assert width(clustered["accuracy"]) > 3 * width(apart["accuracy"])
+    assert apart["accuracy"]["low"] <= 0.686  # Wilson's for 150 of 200 is 0.686 to 0.805
+    assert (clustered["patients"], clustered["interval_by"]) == (4, "patient")
+
+
+def test_the_same_pseudonym_at_two_sites_is_two_patients() -> None:
+    frame = table([("LYMPH", "LYMPH")] * 40, ["p"] * 40)
+    frame.loc[20:, "site"] = "beta"
+    assert scored(frame)["counts"]["patients"] == 2
+
+
+def test_a_perfect_recogniser_keeps_an_interval() -> None:
+    overall = scored(table([("LYMPH", "LYMPH")] * 30 + [("MONO", "MONO")] * 30))["types"]["overall"]
+    for estimate in (overall["accuracy"], overall["macro_f1"], overall["per_class"]["MONO"]["f1"]):
+        assert estimate["value"] == estimate["high"] == 1
+        assert 0.8 < estimate["low"] < 0.99
+    assert overall["per_class"]["MONO"]["sensitivity"]["low"] == pytest.approx(0.025 ** (1 / 30), abs=1e-6)
+
+
+def test_a_random_recogniser_scores_as_chance() -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.array(["LYMPH", "MONO", "EOS", "BLAST"])
+    pairs = list(zip(rng.choice(kinds, 4000), rng.choice(kinds, 4000), strict=True))
+    metrics = scored(table(pairs, [f"p{i % 100}" for i in range(4000)]))
+    overall = metrics["types"]["overall"]
+    assert overall["balanced_accuracy"]["low"] < 0.25 < overall["balanced_accuracy"]["high"]
+    assert metrics["blast"]["overall"]["auc"]["low"] < 0.5 < metrics["blast"]["overall"]["auc"]["high"]
+    assert metrics["calibration"]["overall"]["ece"] == pytest.approx(0.83 - overall["accuracy"]["value"], abs=0.01)
+
+
+def test_unlabelled_cells_are_counted_and_never_scored() -> None:
+    cells = [("LYMPH", "LYMPH")] * 20 + [("LYMPH", "MONO")] * 5
+    plain = scored(table(cells))
+    more = scored(table([*cells, *[(None, "BLAST")] * 30]))
+    assert (more["counts"]["labelled"], more["counts"]["unlabelled"]) == (25, 30)
+    for part in ("types", "confusion", "calibration"):
+        assert more[part] == plain[part]
+
+
+def test_calibration_by_hand() -> None:
+    calibration = scored(table([("LYMPH", "LYMPH"), ("NEUT", "NEUT_SEG"), ("MONO", "LYMPH")], sure=0.83))
+    found, small = calibration["calibration"]["overall"], 0.01
+    assert found["ece"] == pytest.approx((0.17 + 0.16 + 0.83) / 3, abs=1e-6)  # a parent's children are added: 0.84
+    rest = [0.17**2 + 17 * small**2, 0.16**2 + 16 * small**2, 0.83**2 + 0.99**2 + 16 * small**2]
+    assert found["brier"] == pytest.approx(sum(rest) / 3, abs=1e-6)
+    assert found["nll"] == pytest.approx(-np.log([0.83, 0.84, small]).mean(), abs=1e-6)
+
+
+def test_auc_is_scikit_learns_and_does_not_collapse_at_one() -> None:
+    rng = np.random.default_rng(1)
+    positive = rng.random(300) < 0.3
+    score = np.round(rng.normal(size=300) + positive, 1)
+    found = auc_interval(score, positive, np.arange(300), rng)
+    assert found["value"] == pytest.approx(roc_auc_score(positive, score))
+    assert found["low"] < found["value"] < found["high"]
+    perfect = auc_interval(positive.astype(float), positive, np.arange(300), rng)
+    assert (perfect["value"], perfect["high"]) == (1, 1)
+    assert perfect["low"] < 1
+
+
+def test_published_intervals() -> None:
+    low, high = proportion_bounds(81, 263)  # Newcombe 1998, Stat Med 17:857, table I: Wilson without continuity
+    assert (round(float(low), 4), round(float(high), 4)) == (0.2553, 0.3662)
+    low, high = exact_bounds(5, 100)  # the 100-cell differential at 5 %: 1.6 to 11.3 %
+    assert (round(float(low), 3), round(float(high), 3)) == (0.016, 0.113)
+
+
+def test_blasts_smear_by_smear() -> None:
+    missed = [("BLAST", "LYMPH")] + [("LYMPH", "LYMPH")] * 9
+    found = [("BLAST", "BLAST")] * 2 + [("LYMPH", "LYMPH")] * 8
+    clear = [("LYMPH", "LYMPH")] * 10
+    smears = scored(table([*missed, *found, *clear], [f"p{i // 10}" for i in range(30)]))["blast"]["smears"]
+    assert (smears["any_blast_found"]["smears"], smears["any_blast_found"]["value"]) == (2, 0.5)
+    assert smears["no_blast_and_none_predicted"]["value"] == 1
+    assert [r["predicted_blasts"] for r in smears["rows"]] == [0, 2, 0]
+    assert smears["rows"][1]["true_share"]["value"] == 0.2
+
+
+@pytest.mark.parametrize("label", ["fine", "parent"])
+def test_what_follows_from_the_type_does_not_beat_the_type(label: str) -> None:
+    kinds = ["NEUT_SEG", "EOS", "LYMPH", "MONO", "NEUT_BAND"] * 60
+    granular = {"NEUT_SEG": "yes", "EOS": "yes"}
+    values = [granular.get(k, "no") for k in kinds]
+    labels = ["NEUT" if label == "parent" and k.startswith("NEUT") else k for k in kinds]
+    frame = table(list(zip(labels, kinds, strict=True)), [f"p{i % 30}" for i in range(300)])
+    frame["c_granularity"] = values
+    truth = pd.DataFrame({"sha256": frame["sha256"], "name": "granularity", "value": values})
+    found = scored(frame, truth)["characteristics"]["granularity"]
+    assert found["accuracy"]["value"] == found["type_only"]["accuracy"]["value"] == 1
+    assert found["majority_accuracy"] == 0.6
+    assert not found["beats_type_only"]
+
+
+def test_a_characteristic_that_is_seen_beats_the_type() -> None:
+    rng = np.random.default_rng(2)
+    values = np.where(rng.random(300) < 0.4, "yes", "no")
+    frame = table([("LYMPH", "LYMPH")] * 300, [f"p{i % 30}" for i in range(300)])
+    frame["c_cytoplasm_vacuole"] = np.where(rng.random(300) < 0.9, values, "no")
+    truth = pd.DataFrame({"sha256": frame["sha256"], "name": "cytoplasm_vacuole", "value": values})
+    train = pd.DataFrame({"sha256": ["t1", "t2"], "true_type": "LYMPH", "cytoplasm_vacuole": ["no", None]})
+    metrics = scored(frame, truth, train_labels=train)
+    found = metrics["characteristics"]["cytoplasm_vacuole"]
+    assert found["beats_type_only"]
+    assert found["baselines_from"] == "training cells"
+    assert found["type_only"]["accuracy"]["value"] == found["majority_accuracy"] == round((values == "no").mean(), 6)
+    assert found["readers"] == {"agreement": 0.986, "kappa": 0.92}
+    assert metrics["characteristics"]["auer_rod"]["status"] == "not tested"
+    two_patients = frame.assign(patient=[f"p{i % 2}" for i in range(300)])
+    assert not scored(two_patients, truth)["characteristics"]["cytoplasm_vacuole"]["beats_type_only"]
+
+
+def test_labels_that_do_not_apply_or_are_not_trained_are_said() -> None:
+    frame = table([("BLAST", "BLAST")] * 3 + [("LYMPH", "LYMPH")] * 5)
+    truth = pd.DataFrame({"sha256": frame["sha256"], "name": "auer_rod", "value": "absent"})
+    found = scored(frame, truth)["characteristics"]["auer_rod"]
+    assert (found["status"], found["support"], found["labelled_where_it_does_not_apply"]) == ("not trained", 3, 5)
+
+
+def test_cells_without_patients_are_said_to_be() -> None:
+    frame = table([("LYMPH", "LYMPH")] * 30, [None] * 30)
+    metrics = scored(frame)
+    assert not metrics["patient_independent"]
+    assert "alpha" in metrics["patient_note"]
+    assert metrics["types"]["overall"]["interval_by"] == "cell"
+    assert metrics["blast"]["smears"] == {"num_smears": 0}
+
+
+def test_the_result_is_json_and_independent_of_the_order_of_rows() -> None:
+    frame = table([("LYMPH", "LYMPH"), ("LYMPH", "MONO"), ("NEUT", "NEUT_SEG"), ("BLAST", "BLAST")] * 10)
+    first = json.dumps(scored(frame), allow_nan=False)
+    assert first == json.dumps(scored(frame.sample(frac=1, random_state=3)), allow_nan=False)
+
+
+def test_headline_is_flat_and_a_goal_is_met_by_the_lower_bound() -> None:
+    metrics = scored(table([("LYMPH", "LYMPH")] * 30 + [("MONO", "MONO")] * 30))
+    flat = headline(metrics)
+    assert flat["accuracy"] == flat["alpha.accuracy"] == 1
+    assert all(isinstance(v, float) for v in flat.values())
+    assert "blast_auc" not in flat  # no blast: absent, not 0
+    accuracy = metrics["types"]["overall"]["accuracy"]
+    assert goal_met(accuracy, 0.9)
+    assert not goal_met(accuracy, 0.99)
+    assert not goal_met({"value": None, "low": None, "high": None}, 0.0)
+
+
+def test_types_and_characteristics_without_cells_are_named() -> None:
+    frame = table([("LYMPH", "LYMPH")] * 30).drop(columns="p_PLASMA")
+    frame["p_LYMPH"] += 0.01
+    missing = scored(frame)["not_tested"]
+    assert "BLAST" in missing["types"]
+    assert missing["types_not_trained"] == ["PLASMA"]
+    assert len(missing["characteristics"]) == 24
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda f: f.drop(columns="patient"), "lack the columns"),
+        (lambda f: f.assign(true_type="LYMPHO"), "'LYMPHO'.*'LYMPH'"),
+        (lambda f: f.assign(predicted_type="NEUT"), "predicted_type 'NEUT'"),
+        (lambda f: f.assign(true_type=None), "none of the 4 cells"),
+        (lambda f: f.assign(p_LYMPH=0.5), "no distribution"),
+        (lambda f: f.assign(p_LYMPH=np.nan), "no distribution"),
+        (lambda f: f.assign(sha256="a"), "twice"),
+        (lambda f: f.drop(columns="p_LYMPH"), "lack the column p_LYMPH"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(broken: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        scored(broken(table([("LYMPH", "LYMPH")] * 4)))
+
+
+def test_conflicting_or_unknown_characteristic_labels_are_refused() -> None:
+    frame = table([("LYMPH", "LYMPH")] * 4)
+    truth = pd.DataFrame({"sha256": frame["sha256"], "name": "cell_size", "value": "small"})
+    with pytest.raises(DataError, match="two labels of cell_size"):
+        scored(frame, pd.concat([truth, truth.assign(value="big")]))
+    with pytest.raises(DataError, match="no characteristic.*cell_size"):
+        scored(frame, truth.assign(name="cell_sise"))
+    with pytest.raises(DataError, match="'huge'"):
+        scored(frame, truth.assign(value="huge"))
