@@ -159,7 +159,7 @@ def index(directory: Path, columns: Sequence[str] = METADATA) -> pd.DataFrame:
     parts = []
     for shard in shards(directory):
         part = pq.read_table(shard, columns=list(columns)).to_pandas()
-        parts.append(part.assign(shard=str(shard), row=range(len(part))))
+        parts.append(part.assign(shard=str(shard.resolve()), row=range(len(part))))
     if not parts:
         raise DataError(f"{directory} holds no image yet")
     frame = pd.concat(parts, ignore_index=True)
