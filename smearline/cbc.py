@@ -32,7 +32,46 @@ COUNTS = pa.schema(
     ]
 )
 # Sysmex XN export: columns that describe the sample, not the blood. Names verbatim (docs/data.md, 'Blood counts').
-HEADER = ["Nickname", "Analyzer ID", "Date", "Time", "Rack", "Position", "Sample No.", "Sample Inf.", "Order Type", "Reception Date", "Measurement Mode", "Patient ID", "Analysis Info.", "Error(Func.)", "Error(Result)", "Order Info.", "WBC Info.", "PLT Info.", "Rule Result", "Validate", "Validator", "Action Message (Check)", "Action Message (Review)", "Action Message (Retest)", "Sample Comment", "Patient Name", "Birth", "Sex", "Patient Comment", "Ward Name", "Doctor Name", "Output", "Sequence No.", "Discrete", "Judgment", "Positive(Diff.)", "Positive(Morph.)", "Positive(Count)"]
+HEADER = [
+    "Nickname",
+    "Analyzer ID",
+    "Date",
+    "Time",
+    "Rack",
+    "Position",
+    "Sample No.",
+    "Sample Inf.",
+    "Order Type",
+    "Reception Date",
+    "Measurement Mode",
+    "Patient ID",
+    "Analysis Info.",
+    "Error(Func.)",
+    "Error(Result)",
+    "Order Info.",
+    "WBC Info.",
+    "PLT Info.",
+    "Rule Result",
+    "Validate",
+    "Validator",
+    "Action Message (Check)",
+    "Action Message (Review)",
+    "Action Message (Retest)",
+    "Sample Comment",
+    "Patient Name",
+    "Birth",
+    "Sex",
+    "Patient Comment",
+    "Ward Name",
+    "Doctor Name",
+    "Output",
+    "Sequence No.",
+    "Discrete",
+    "Judgment",
+    "Positive(Diff.)",
+    "Positive(Morph.)",
+    "Positive(Count)",
+]
 _NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)(?:\((?P<unit>[^()]*)\))?\]?$")
 _LOW_RELIABILITY = ("*", "@")
 

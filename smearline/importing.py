@@ -192,7 +192,9 @@ def _import_images(
     key = pseudonyms.key(site)
     there = _sites_by_sha256(into)
     files_path = into / "local" / f"files-{site.name}.parquet"
-    owners = {r.sha256: r.path for r in merge_rows(files_path, [], FILES, ["path", "sha256"]).itertuples()}
+    owners: dict[str, str] = {}  # the first file with these bytes; later ones are its duplicates
+    for known in merge_rows(files_path, [], FILES, ["path", "sha256"]).itertuples():
+        owners.setdefault(known.sha256, known.path)
     quarantine: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
     patients: dict[tuple[str, str | None], dict[str, Any]] = {}

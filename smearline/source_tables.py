@@ -67,7 +67,12 @@ class SourceTables:
     @staticmethod
     def meanings(table: Table, row: Row) -> dict[str, str]:
         """Column values under the names the importer uses; empty ones are left out."""
-        return {meaning: row[column] for meaning, column in table.columns.items() if row.get(column)}
+        found = {}
+        for meaning, columns in table.columns.items():
+            for column in (columns,) if isinstance(columns, str) else columns:
+                if row.get(column):
+                    found[str(meaning)] = row[column]
+        return found
 
     @staticmethod
     def characteristics(row: Row) -> list[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
 Many characteristics are nearly a function of the type (a basophil is granulated), so a high accuracy may only repeat
 the type. The type-only predictor gives the most frequent value for the cell's *true* type; a characteristic says
-something of its own only where it beats that. Of a cell labelled with a parent the type-only predictor is told the child
-that the recogniser named, so that knowing band from segmented does not pass for knowing the granules.
+something of its own only where it beats that. Of a cell labelled with a parent, the type-only predictor is told the
+child that the recogniser named, so that knowing band from segmented does not pass for knowing the granules.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ PAPER: Json = {
     "published_low": 0.973,
     "published_high": 0.999,
     "note": (
-        "Accuracy of one type against all the rest, the only kind the paper gives. It flatters rare types: a "
-        "recogniser that never names a type of which 1 cell in 100 is one still reaches 99 %. Read sensitivity and PPV."
+        "These are understood as the accuracy of one type against all the rest, which flatters rare types: a "
+        "recogniser that never names a type that makes up 1 % of the cells still reaches 99 %. "
+        "Read sensitivity and PPV."
     ),
 }
 NO_PATIENTS = (

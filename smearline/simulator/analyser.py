@@ -10,55 +10,34 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
+import yaml
 
 from smearline.errors import SiteError
-from smearline.simulator.flags import FLAG_GROUPS, Q_FLAGS, Measured, flags, q_flag
 from smearline.simulator.population import Patient, tables
 
 LEUCOCYTES = ("NEUT", "LYMPH", "MONO", "EO", "BASO")
-HEADER = (
-    "Nickname", "Analyzer ID", "Date", "Time", "Rack", "Position", "Sample No.", "Sample Inf.", "Order Type",
-    "Reception Date", "Measurement Mode", "Patient ID", "Analysis Info.", "Error(Func.)", "Error(Result)", "Order Info.",
-    "WBC Info.", "PLT Info.", "Rule Result", "Validate", "Validator", "Action Message (Check)", "Action Message (Review)",
-    "Action Message (Retest)", "Sample Comment", "Patient Name", "Birth", "Sex", "Patient Comment", "Ward Name",
-    "Doctor Name", "Output", "Sequence No.", "Discrete", "Judgment", "Positive(Diff.)", "Positive(Morph.)",
-    "Positive(Count)",
-)  # fmt: skip
+LOGARITHMIC = ("WBC", "PLT", "IPF", "NRBC%", "IG%")
+"""Drawn as [median, standard deviation of the logarithm]."""
+Measured = dict[str, float]
 # analyte -> unit of the export -> what a count in 10^9/L, 10^12/L or g/dL is multiplied by
 UNITS: dict[str, dict[str, float]] = {
     **{name: {"10^9/L": 1.0, "10^3/uL": 1.0} for name in ("WBC", "PLT")},
     "RBC": {"10^12/L": 1.0, "10^6/uL": 1.0},
     **{name: {"g/dL": 1.0, "g/L": 10.0} for name in ("HGB", "MCHC")},
 }
-# printed name without unit -> (unit, decimals); a name in brackets is a research parameter
-PRINTED: dict[str, tuple[str, int]] = {
-    "WBC": ("", 2), "RBC": ("", 2), "HGB": ("", 1), "HCT": ("%", 1), "MCV": ("fL", 1), "MCH": ("pg", 1),
-    "MCHC": ("", 1), "PLT": ("", 0), "RDW-SD": ("fL", 1), "RDW-CV": ("%", 1), "PDW": ("fL", 1), "MPV": ("fL", 1),
-    "P-LCR": ("%", 1), "PCT": ("%", 2), "NRBC#": ("WBC", 2), "NRBC%": ("%", 1),
-    **{f"{name}#": ("WBC", 2) for name in LEUCOCYTES}, **{f"{name}%": ("%", 1) for name in LEUCOCYTES},
-    "IG#": ("WBC", 2), "IG%": ("%", 1), "RET%": ("%", 2), "RET#": ("RBC", 4), "IRF": ("%", 1), "LFR": ("%", 1),
-    "MFR": ("%", 1), "HFR": ("%", 1), "RET-He": ("pg", 1), "IPF": ("%", 1), "[IPF#]": ("PLT", 1),
-    "[H-IPF]": ("%", 1), "[PLT-I]": ("PLT", 0), "[PLT-O]": ("PLT", 0), "[PLT-F]": ("PLT", 0), "[RBC-He]": ("pg", 1),
-    "[Delta-He]": ("pg", 1), "[HYPO-He]": ("%", 1), "[HYPER-He]": ("%", 1), "[RPI]": ("", 2), "[RET-Y]": ("ch", 1),
-    "[RET-RBC-Y]": ("ch", 1), "[IRF-Y]": ("ch", 1), "[FRC#]": ("RBC", 4), "[FRC%]": ("%", 2), "[MicroR]": ("%", 1),
-    "[MacroR]": ("%", 1), "[RBC-O]": ("RBC", 2), "[HGB-O]": ("HGB", 1), "[MCHC-O]": ("MCHC", 1), "[TNC]": ("WBC", 2),
-    "[WBC-N]": ("WBC", 2), "[WBC-D]": ("WBC", 2), "[WBC-P]": ("WBC", 2), "[NEUT#&]": ("WBC", 2),
-    "[LYMP#&]": ("WBC", 2), "[HFLC#]": ("WBC", 2), "[HFLC%]": ("%", 1),
-    **{f"[{name}]": ("ch", 1) for name in ("NE-SSC", "NE-SFL", "NE-FSC", "LY-X", "LY-Y", "LY-Z", "MO-X", "MO-Y", "MO-Z")},
-    **{f"[{cell}-W{axis}]": ("", 0) for cell in ("NE", "LY", "MO") for axis in "XYZ"},
-}  # fmt: skip
-# name -> (mean, standard deviation) of research parameters that the diagnosis does not move
-CHANNELS = {
-    "[NE-SFL]": (48.0, 3.0), "[NE-FSC]": (86.0, 4.0), "[LY-X]": (79.0, 2.0), "[LY-Y]": (68.0, 4.0),
-    "[LY-Z]": (58.0, 2.0), "[MO-X]": (120.0, 3.0), "[MO-Y]": (113.0, 7.0), "[MO-Z]": (66.0, 3.0),
-    "[NE-WY]": (620.0, 40.0), "[NE-WZ]": (640.0, 50.0), "[LY-WX]": (480.0, 50.0), "[LY-WY]": (880.0, 80.0),
-    "[LY-WZ]": (560.0, 60.0), "[MO-WX]": (270.0, 30.0), "[MO-WY]": (660.0, 80.0), "[MO-WZ]": (570.0, 70.0),
-    "[RET-Y]": (180.0, 8.0), "[RET-RBC-Y]": (172.0, 7.0), "[IRF-Y]": (195.0, 9.0),
-}  # fmt: skip
 RELATIVE_ERROR = 0.02
-RETICULOCYTE_FAILURE, DIFFERENTIAL_FAILURE, LOW_RELIABILITY, OVER_RANGE, NOT_ORDERED = 0.02, 0.02, 0.03, 0.004, 0.05
+"""Between two channels that count the same cells."""
+
+
+@cache
+def layout() -> dict[str, Any]:
+    """analyser.yaml, read once."""
+    return dict(yaml.safe_load(files(__package__).joinpath("analyser.yaml").read_text(encoding="utf-8")))
 
 
 def export(patient: Patient, units: Mapping[str, str], when: datetime, rng: np.random.Generator) -> dict[str, str]:
@@ -71,9 +50,9 @@ def export(patient: Patient, units: Mapping[str, str], when: datetime, rng: np.r
         SiteError: a unit that the analyser does not print.
     """
     values = _measure(patient, rng)
-    raised = flags(values)
+    raised = _flags(values)
     abnormal = {group for group, names in raised.items() if names}
-    row = dict.fromkeys(HEADER, "")
+    row = dict.fromkeys(layout()["header"], "")
     row |= {
         "Nickname": "XN-SIM", "Analyzer ID": "XN-20^00000", "Date": f"{when:%Y/%m/%d}", "Time": f"{when:%H:%M:%S}",
         "Sample No.": patient.smear, "Order Type": "Initial", "Measurement Mode": "WB", "Patient ID": patient.patient,
@@ -84,8 +63,8 @@ def export(patient: Patient, units: Mapping[str, str], when: datetime, rng: np.r
         "Positive(Count)": "Count" if {"IP ABN(RBC)", "IP ABN(PLT)"} & abnormal else "",
         "Action Message (Review)": "Review" if abnormal else "",
     }  # fmt: skip
-    sentinel = _sentinels(rng)
-    for name, (unit, decimals) in PRINTED.items():
+    sentinel, failures = _sentinels(rng), layout()["failures"]
+    for name, (unit, decimals) in layout()["printed"].items():
         analyte = unit if unit in UNITS else name
         factor = 1.0
         if analyte in UNITS:
@@ -96,29 +75,20 @@ def export(patient: Patient, units: Mapping[str, str], when: datetime, rng: np.r
         mark = ""
         if name in sentinel:
             text = sentinel[name]
-        elif rng.random() < OVER_RANGE:
+        elif rng.random() < failures["over_range"]:
             text = "++++"
-        elif rng.random() < LOW_RELIABILITY / 4:
-            mark, text = "*", text + ("*" if rng.random() < 0.5 else "@")
-        elif (limits := LIMITS.get(name)) and not limits[0] <= values[name] <= limits[1]:
+        elif rng.random() < failures["unreliable"]:
+            mark = "*" if rng.random() < 0.5 else "@"
+            text += mark
+        elif (limits := layout()["limits"].get(name)) and not limits[0] <= values[name] <= limits[1]:
             mark = "+" if values[name] > limits[1] else "-"
         column = f"{name[:-1]}({unit})]" if unit and name.endswith("]") else f"{name}({unit})" if unit else name
         row[column], row[f"{column}/M"] = text, mark
-    for name in Q_FLAGS:
-        row[f"Q-Flag({name})"] = str(q_flag(name, values, rng))
-    for group, names in FLAG_GROUPS.items():
+    for name in layout()["q_flags"]:
+        row[f"Q-Flag({name})"] = str(_q_flag(name, values, rng))
+    for group, names in layout()["flags"].items():
         row |= {f"{group}{name}": "1" if name in raised[group] else "" for name in names}
     return row
-
-
-# The analyser's +/- marks follow these made-up limits (sanity ranges, see the module's docstring).
-LIMITS = {
-    "WBC": (4.0, 10.0), "RBC": (3.8, 5.7), "HGB": (12.0, 17.5), "HCT": (36.0, 52.0), "MCV": (80.0, 98.0),
-    "MCH": (27.0, 33.0), "MCHC": (32.0, 36.0), "PLT": (150.0, 400.0), "RDW-CV": (11.5, 14.5), "RDW-SD": (37.0, 50.0),
-    "MPV": (9.0, 12.5), "NEUT#": (1.8, 7.5), "LYMPH#": (1.0, 4.0), "MONO#": (0.2, 1.0), "EO#": (0.0, 0.5),
-    "BASO#": (0.0, 0.1), "IG%": (0.0, 1.0), "NRBC%": (0.0, 0.0), "RET%": (0.5, 2.0), "IRF": (2.0, 16.0),
-    "RET-He": (28.0, 36.0), "IPF": (1.0, 7.0),
-}  # fmt: skip
 
 
 def _unit(analyte: str, units: Mapping[str, str]) -> tuple[str, float]:
@@ -132,15 +102,16 @@ def _unit(analyte: str, units: Mapping[str, str]) -> tuple[str, float]:
 def _sentinels(rng: np.random.Generator) -> dict[str, str]:
     """Values that are missing, and how: a failed channel takes its whole group with it."""
     found: dict[str, str] = {}
-    reticulocytes = [n for n in PRINTED if n.startswith(("RET", "IRF", "LFR", "MFR", "HFR", "[RET", "[IRF", "[RPI"))]
-    differential = [n for n in PRINTED if n.rstrip("#%") in (*LEUCOCYTES, "IG")]
-    if rng.random() < RETICULOCYTE_FAILURE:
+    failures, printed = layout()["failures"], layout()["printed"]
+    reticulocytes = [n for n in printed if n.startswith(("RET", "IRF", "LFR", "MFR", "HFR", "[RET", "[IRF", "[RPI"))]
+    differential = [n for n in printed if n.rstrip("#%") in (*LEUCOCYTES, "IG")]
+    if rng.random() < failures["reticulocytes"]:
         found |= dict.fromkeys(reticulocytes, "ERROR")
-    elif rng.random() < NOT_ORDERED:
+    elif rng.random() < failures["not_ordered"]:
         found |= dict.fromkeys(reticulocytes, "")
-    if rng.random() < DIFFERENTIAL_FAILURE:
+    if rng.random() < failures["differential"]:
         found |= dict.fromkeys(differential, "----")
-    if rng.random() < 3 * LOW_RELIABILITY:
+    if rng.random() < failures["red_cell_width"]:
         found |= dict.fromkeys(("RDW-SD", "PDW", "P-LCR", "MPV", "PCT"), "----")
     return found
 
@@ -155,7 +126,7 @@ def _shares(patient: Patient, rng: np.random.Generator) -> dict[str, float]:
 
 
 def _measure(patient: Patient, rng: np.random.Generator) -> Measured:
-    """Every printed value by its name in PRINTED; counts in 10^9/L (red cells 10^12/L), HGB and MCHC in g/dL."""
+    """Every printed value by its printed name; counts in 10^9/L (red cells 10^12/L), HGB and MCHC in g/dL."""
     drawn = {
         name: rng.normal(*by) for name, by in tables()["cbc"][patient.diagnosis].items() if name not in LOGARITHMIC
     }
@@ -191,7 +162,7 @@ def _measure(patient: Patient, rng: np.random.Generator) -> Measured:
     v["[FRC#]"] = v["[FRC%]"] * v["RBC"] / 100
     v["[MicroR]"], v["[MacroR]"] = max(92 - v["MCV"], 1.0) ** 1.2 / 2, 3.5 + max(v["MCV"] - 88, 0.0) ** 1.3 / 4
     v["[TNC]"] = v["WBC"] + v["NRBC#"]
-    for name, base in AGAIN.items():
+    for name, base in layout()["again"].items():
         v[name] = v[base] * rng.normal(1.0, RELATIVE_ERROR)
     v["[NEUT#&]"], v["[LYMP#&]"] = v["NEUT#"] - v["IG#"], v["LYMPH#"] * 0.99
     v["[HFLC%]"] = min(
@@ -199,14 +170,25 @@ def _measure(patient: Patient, rng: np.random.Generator) -> Measured:
     )
     v["[HFLC#]"] = v["[HFLC%]"] * v["WBC"] / 100
     v["[NE-SSC]"], v["[NE-WX]"] = drawn["NE-SSC"], drawn["NE-WX"]
-    for name, (mean, spread) in CHANNELS.items():
+    for name, (mean, spread) in layout()["channels"].items():
         v[name] = rng.normal(mean, spread)
     return v
 
 
-LOGARITHMIC = ("WBC", "PLT", "IPF", "NRBC%", "IG%")
-# measured again in another channel
-AGAIN = {
-    "[PLT-I]": "PLT", "[PLT-O]": "PLT", "[PLT-F]": "PLT", "[RBC-O]": "RBC", "[HGB-O]": "HGB", "[MCHC-O]": "MCHC",
-    "[WBC-N]": "WBC", "[WBC-D]": "WBC", "[WBC-P]": "WBC",
-}  # fmt: skip
+def _flags(values: Measured) -> dict[str, set[str]]:
+    """The messages raised, by group."""
+    raised = {
+        name
+        for name, (value, side, threshold) in layout()["rules"].items()
+        if (values[value] > threshold if side == ">" else values[value] < threshold)
+    }
+    return {group: raised.intersection(names) for group, names in layout()["flags"].items()}
+
+
+def _q_flag(name: str, values: Measured, rng: np.random.Generator) -> int:
+    """A suspicion from 0 to 300 in steps of 10; the analyser suspects from 100 on."""
+    if name not in layout()["rules"]:
+        return 10 * int(rng.integers(0, 6))
+    value, side, threshold = layout()["rules"][name]
+    ratio = values[value] / threshold if side == ">" else threshold / max(values[value], 1e-6)
+    return 10 * round(min(max(100 * ratio + rng.normal(0, 5), 100 if ratio > 1 else 0), 300 if ratio > 1 else 90) / 10)

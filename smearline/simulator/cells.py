@@ -11,9 +11,8 @@ import numpy as np
 from smearline.simulator import debris, nuclei, shapes
 from smearline.simulator.canvas import Dyes, Window
 from smearline.simulator.shapes import Field
-from smearline.simulator.styles import CYTOPLASM_COLOURS, GRANULE_COLOURS, GRANULE_TILES, STYLES, Style
+from smearline.simulator.styles import Style, styles
 
-GRANULOCYTES = ("NEUT_SEG", "NEUT_BAND", "METAMYELO", "MYELO")
 EDGE_UM = 0.25
 
 
@@ -38,7 +37,7 @@ def draw(window: Window, cell: Cell, touching: Sequence[tuple[float, float, floa
     if cell.type in debris.DRAWN:
         debris.draw(window, cell.type, cell.diameter_um / 2)
         return
-    rng, style, radius = window.rng, STYLES[cell.type], cell.diameter_um / 2
+    rng, style, radius = window.rng, styles().types[cell.type], cell.diameter_um / 2
     body = _outline(window, cell, style, radius, touching)
     mask = shapes.coverage(body, EDGE_UM)
     ground = _cytoplasm(window, cell, style, body, mask)
@@ -95,9 +94,9 @@ def _cytoplasm(window: Window, cell: Cell, style: Style, body: Field, mask: Fiel
     ground = style.cytoplasm
     colour = cell.traits.get("cytoplasm_colour")
     if colour and cell.type in ("LYMPH", "MONO"):
-        ground = CYTOPLASM_COLOURS[colour]
+        ground = styles().cytoplasm_colours[colour]
     elif colour and colour != "light blue":
-        blue, plain = CYTOPLASM_COLOURS[colour], style.cytoplasm
+        blue, plain = styles().cytoplasm_colours[colour], style.cytoplasm
         ground = (plain[0], plain[1] + blue[1] * 0.7, plain[2] + blue[2] * 0.9)
     if cell.has("hypogranulation"):
         ground = (0.02, ground[1] * 0.8, 0.0)
@@ -140,7 +139,7 @@ def _granules(window: Window, cell: Cell, style: Style, mask: Field) -> None:
         assert style.granules is not None
         tile, amounts = style.granules
     else:
-        tile, amounts = GRANULE_TILES[kind], GRANULE_COLOURS[cell.traits["granule_colour"]]
+        tile, amounts = styles().granule_tiles[kind], styles().granule_colours[cell.traits["granule_colour"]]
         if cell.type == "BASO":
             amounts = (amounts[0], 0.2, amounts[2] * 1.9)
         elif cell.type == "MONO":
@@ -204,11 +203,11 @@ def _inclusions(
     free = mask * (1.0 - 0.9 * nucleus)
     away = angle + math.pi + rng.normal(0, 0.5)
     if cell.has("dohle_body"):
-        for _ in range(int(rng.integers(1, 3))):
+        for _ in range(int(rng.integers(1, 4))):
             at, reach = rng.uniform(-math.pi, math.pi), radius * rng.uniform(0.76, 0.84)
             patch = shapes.ellipse(*window.warped(0.15, "fold"), reach * math.cos(at), reach * math.sin(at),
                                    rng.uniform(1.0, 1.7), rng.uniform(0.7, 1.05), at + math.pi / 2)  # fmt: skip
-            window.paint(shapes.coverage(patch, 0.5) * free * 0.9, (0.0, rng.uniform(0.50, 0.80), 0.06))
+            window.paint(shapes.coverage(patch, 0.5) * free * 0.9, (0.0, rng.uniform(0.55, 0.85), 0.06))
     if cell.has("auer_rod"):
         for _ in range(1 if rng.random() < 0.7 else 3):
             tilt = away + math.pi / 2 + rng.normal(0, 0.6)

@@ -8,7 +8,7 @@ import numpy as np
 
 from smearline.simulator import shapes
 from smearline.simulator.canvas import Window
-from smearline.simulator.styles import STYLES
+from smearline.simulator.styles import styles
 
 DRAWN = ("PLT", "PLT_LARGE", "SMUDGE", "ARTEFACT")
 
@@ -26,7 +26,7 @@ def draw(window: Window, kind: str, radius: float) -> None:
 def platelet(window: Window, cx: float, cy: float, radius: float) -> None:
     """A granular purple middle in a pale fringe."""
     rng = window.rng
-    style = STYLES["PLT_LARGE" if radius > 2.5 else "PLT"]
+    style = styles().types["PLT_LARGE" if radius > 2.5 else "PLT"]
     x, y = window.warped(style.warp_um * rng.uniform(0.7, 1.4), "warp" if radius > 2.5 else "fold")
     stretch = math.exp(rng.normal(0, 0.12))
     body = shapes.ellipse(x, y, cx, cy, radius * stretch, radius / stretch, rng.uniform(0, math.pi))

@@ -13,7 +13,7 @@ from smearline.simulator import canvas, cells, debris, shapes
 from smearline.simulator.canvas import Canvas
 from smearline.simulator.cells import Cell
 from smearline.simulator.optics import Look, develop
-from smearline.simulator.styles import RED_CELL, RED_CELL_DIAMETER_UM, STYLES
+from smearline.simulator.styles import styles
 from smearline.simulator.textures import textures
 
 NUM_RED_SPRITES = 64
@@ -57,7 +57,7 @@ def _red_cells(
 ) -> list[tuple[float, float, float]]:
     """Scatter red cells and a few platelets; returns the red cells that a reactive cell in the middle touches."""
     radius, half = cell.diameter_um / 2, slide.half_um + 2.5
-    red = RED_CELL_DIAMETER_UM[0] / 2
+    red = styles().red_cell_diameter_um[0] / 2
     placed: list[tuple[float, float]] = []
     touching = []
     turn = rng.uniform(-math.pi, math.pi)
@@ -76,7 +76,7 @@ def _red_cells(
     sprites = _red_sprites(slide.microns_per_px)
     for x, y in placed:
         _stamp(thickness, sprites[int(rng.integers(NUM_RED_SPRITES))], x, y, slide.microns_per_px)
-    for dye, amount in zip(slide.dye_DHW, RED_CELL, strict=True):
+    for dye, amount in zip(slide.dye_DHW, styles().red_cell, strict=True):
         if amount:
             dye += amount * thickness
     for _ in range(int(rng.poisson(0.5))):
@@ -89,7 +89,7 @@ def _red_cells(
 def _neighbour(slide: Canvas, rng: np.random.Generator) -> None:
     """Part of another leucocyte at the picture's border."""
     kind = ("NEUT_SEG", "LYMPH", "NEUT_SEG", "MYELO")[int(rng.integers(4))]
-    diameter = rng.normal(*STYLES[kind].diameter_um)
+    diameter = rng.normal(*styles().types[kind].diameter_um)
     angle, reach = rng.uniform(-math.pi, math.pi), slide.half_um + diameter / 2 - rng.uniform(1.0, 3.5)
     x, y = reach * math.cos(angle), reach * math.sin(angle)
     if window := slide.window(x, y, diameter / 2 + 1.5, rng):
@@ -115,7 +115,7 @@ def _red_sprites(microns_per_px: float) -> list[shapes.Field]:
     for _ in range(NUM_RED_SPRITES):
         window = canvas.blank(span, microns_per_px, tiles).window(0, 0, 4.8, rng)
         assert window is not None
-        radius, stretch = rng.normal(*RED_CELL_DIAMETER_UM) / 2, math.exp(rng.normal(0, 0.06))
+        radius, stretch = rng.normal(*styles().red_cell_diameter_um) / 2, math.exp(rng.normal(0, 0.06))
         x, y = window.warped(rng.uniform(0.1, 0.3))
         body = shapes.ellipse(x, y, 0, 0, radius * stretch, radius / stretch, rng.uniform(0, math.pi))
         rho = np.maximum(body + radius, 0) * (1 / radius)

@@ -1,4 +1,4 @@
-"""Patients, the mix of cells on their smears and the characteristics of each cell. The numbers are in population.yaml."""
+"""Patients, the mix of cells on their smears and each cell's characteristics; the numbers are in population.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from smearline import vocabulary
 from smearline.simulator.cells import Cell
-from smearline.simulator.styles import STYLES
+from smearline.simulator.styles import styles
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def cell_of_type(kind: str, rates: Mapping[str, float], rng: np.random.Generator
                 traits[name] = drawn
     traits.update(fixed)
     _exclude(kind, traits, fixed, rng)
-    mean, spread = STYLES[kind].diameter_um
+    mean, spread = styles().types[kind].diameter_um
     diameter = float(np.clip(rng.normal(mean, spread), mean - 2.5 * spread, mean + 2.5 * spread))
     if traits.get("reactive_cytoplasm") == "present":
         diameter += 2.2

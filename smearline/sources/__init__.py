@@ -45,8 +45,8 @@ class Table(BaseModel):
     """The key of a file, as a template over `path`, `name`, `stem` and the pattern's groups, or over `patient`."""
     numeric_key: bool = False
     """Whether 7, 07 and 007 are the same key."""
-    columns: dict[Meaning, str] = Field(default_factory=dict)
-    """What a column means; a column that the table lacks is ignored."""
+    columns: dict[Meaning, str | tuple[str, ...]] = Field(default_factory=dict)
+    """The column, or its other names, for a meaning; a column that the table lacks is ignored."""
     header: tuple[str, ...] | None = None
     """Column names where the file has none."""
     separator: str = ","

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -57,7 +58,8 @@ def simulated(num_cells: int = 3000, seed: int = 0) -> tuple[pd.DataFrame, pd.Da
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     metrics = evaluate(*simulated(), origin="simulated", context={"model": NASTY, "split": "by patient"})
     out = tmp_path_factory.mktemp("page") / "evaluation.html"
-    render(metrics, title=f"Recogniser {NASTY}", examples=[EXAMPLE], out=out)
+    read_back = json.loads(json.dumps(metrics, allow_nan=False))
+    render(read_back, title=f"Recogniser {NASTY}", examples=[EXAMPLE], out=out)
     return out.read_text(encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from smearline.errors import DataError
 from smearline.metrics import evaluate, goal_met, headline
-from smearline.metrics.intervals import auc_interval, exact_bounds, proportion_bounds
+from smearline.metrics.intervals import auc_interval, bootstrap_counts, exact_bounds, proportion_bounds
 from smearline.vocabulary import load
 
 TYPES = tuple(load().types)
@@ -62,16 +62,17 @@ def test_sensitivity_ppv_and_f1_strict_and_tolerant() -> None:
 
 def test_a_parent_label_is_right_by_any_child_and_decides_nothing_for_the_children() -> None:
     neutrophils = [("NEUT", "NEUT_SEG")] * 3 + [("NEUT", "NEUT_BAND"), ("NEUT", "MONO"), ("NEUT", "METAMYELO")]
-    metrics = scored(table([*neutrophils, ("NEUT_SEG", "NEUT_BAND"), ("MONO", "MONO"), ("LYMPH", "NEUT_SEG")]))
+    others = [("NEUT_SEG", "NEUT_BAND"), ("NEUT_SEG", "NEUT_SEG"), ("MONO", "MONO"), ("LYMPH", "NEUT_SEG")]
+    metrics = scored(table([*neutrophils, *others]))
     parent = row(metrics, "NEUT")
     assert (parent["support"], parent["sensitivity"]["value"]) == (6, pytest.approx(4 / 6, abs=1e-6))
     assert parent["tolerant_sensitivity"] == parent["sensitivity"]  # a metamyelocyte does not neighbour every child
-    assert parent["ppv"]["value"] == pytest.approx(5 / 6, abs=1e-6)  # collapsed: the lymphocyte alone is wrong
+    assert parent["ppv"]["value"] == pytest.approx(6 / 7, abs=1e-6)  # collapsed: the lymphocyte alone is wrong
     segmented = row(metrics, "NEUT_SEG")
-    assert (segmented["support"], segmented["sensitivity"]["value"], segmented["ppv"]["value"]) == (1, 0, 0)
+    assert (segmented["support"], segmented["sensitivity"]["value"], segmented["ppv"]["value"]) == (2, 0.5, 0.5)
     assert row(metrics, "MONO")["ppv"]["value"] == 0.5  # a neutrophil is certainly no monocyte
     collapsed = metrics["parents"]["overall"]["NEUT"]
-    assert (collapsed["support"], collapsed["sensitivity"]["value"]) == (7, pytest.approx(5 / 7, abs=1e-6))
+    assert (collapsed["support"], collapsed["sensitivity"]["value"]) == (8, 0.75)
     assert metrics["confusion"]["overall"]["true"][:2] == ["NEUT_SEG", "NEUT"]
 
 
@@ -102,6 +103,18 @@ def test_an_interval_widens_when_errors_cluster_in_few_patients() -> None:
     assert width(clustered["accuracy"]) > 3 * width(apart["accuracy"])
     assert apart["accuracy"]["low"] <= 0.686  # Wilson's for 150 of 200 is 0.686 to 0.805
     assert (clustered["patients"], clustered["interval_by"]) == (4, "patient")
+
+
+def test_the_bootstrap_is_that_of_whole_clusters() -> None:
+    rng = np.random.default_rng(4)
+    cluster = np.concatenate([np.repeat(np.arange(12), 10), np.arange(12, 60)])  # 12 patients, and 48 lone cells
+    category = np.where(rng.random(len(cluster)) < 0.1 + 0.8 * (cluster % 2), 1, 0)
+    observed, drawn = bootstrap_counts(cluster, category[:, None], 2, rng)
+    assert observed.tolist() == np.bincount(category).tolist()
+    own = np.stack([np.bincount(cluster[category == c], minlength=60) for c in (0, 1)], axis=1)
+    plain = own[rng.integers(0, 60, (4000, 60))].sum(axis=1)
+    assert drawn.mean(axis=0) == pytest.approx(plain.mean(axis=0), rel=0.03)
+    assert drawn.std(axis=0) == pytest.approx(plain.std(axis=0), rel=0.1)
 
 
 def test_the_same_pseudonym_at_two_sites_is_two_patients() -> None:
@@ -206,6 +219,11 @@ def test_a_characteristic_that_is_seen_beats_the_type() -> None:
     assert found["type_only"]["accuracy"]["value"] == found["majority_accuracy"] == round((values == "no").mean(), 6)
     assert found["readers"] == {"agreement": 0.986, "kappa": 0.92}
     assert metrics["characteristics"]["auer_rod"]["status"] == "not tested"
+    lucky = frame.assign(c_cytoplasm_vacuole="no")
+    lucky.loc[np.flatnonzero(values == "yes")[:1], "c_cytoplasm_vacuole"] = "yes"
+    by_chance = scored(lucky, truth, train_labels=train)["characteristics"]["cytoplasm_vacuole"]
+    assert by_chance["advantage"]["value"] > 0
+    assert not by_chance["beats_type_only"]
     two_patients = frame.assign(patient=[f"p{i % 2}" for i in range(300)])
     assert not scored(two_patients, truth)["characteristics"]["cytoplasm_vacuole"]["beats_type_only"]
 

@@ -1,0 +1,276 @@
+"""Import: every file is accounted for, and what the sources say is kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import picture, put
+
+from smearline import dataset, importing, sites, sources
+from smearline.errors import ImportSourceError, SiteError, VocabularyError
+
+
+def run(source: str, root: Path, into: Path, site: str = "lab", **more) -> importing.ImportReport:
+    classes = more.pop("classes", None)
+    return importing.import_source(sources.load(source, classes), root, sites.load(site), into, **more)
+
+
+def types(into: Path) -> dict[str, str]:
+    """source label -> type"""
+    labels = dataset.read_labels(into)
+    return dict(zip(labels["source_label"], labels["value"], strict=True))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, sites_folder: Path) -> Path:
+    root = tmp_path / "raw"
+    put(root / "Neutrophils" / "a.jpg", picture(1))
+    put(root / "Neutrophils" / "b.png", picture(2, kind="PNG"))
+    put(root / "blast" / "c.jpg", picture(3))
+    return root
+
+
+def test_class_folders_are_named_by_the_vocabulary(folder: Path, tmp_path: Path):
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.found, report.imported) == (3, 3)
+    assert types(tmp_path / "d") == {"Neutrophils": "NEUT", "blast": "BLAST"}
+    frame = dataset.labelled_index(tmp_path / "d")
+    assert set(frame["microns_per_px"]) == {0.2}
+    assert set(frame["origin"]) == {"real"}
+    assert sorted(frame["true_type"]) == ["BLAST", "NEUT", "NEUT"]
+
+
+def test_every_file_is_imported_or_quarantined_with_its_reason(folder: Path, tmp_path: Path):
+    whole = picture(4, size=200)
+    put(folder / "blast" / "cut.jpg", whole[: len(whole) // 2])
+    put(folder / "blast" / "empty.jpg", b"")
+    put(folder / "blast" / "text.jpg", b"this is no image")
+    put(folder / "blast" / "tiny.png", picture(5, size=8, kind="PNG"))
+    put(folder / "blast" / "again.jpg", picture(3))
+    put(folder / "blast" / ".DS_1.jpg", picture(6))
+    put(folder / "blast" / "Thumbs.db", b"\0")
+    report = run("folder", folder, tmp_path / "d")
+    assert report.found == 10 == report.imported + report.quarantined.total() + report.tables
+    assert dict(report.quarantined) == {
+        "truncated": 1, "empty": 1, "unreadable": 1, "too_small": 1, "duplicate": 1, "hidden_file": 1, "not_an_image": 1,
+    }  # fmt: skip
+    kept = pd.read_parquet(tmp_path / "d" / "quarantine.parquet").set_index("file")
+    assert kept.loc["blast/cut.jpg", "reason"] == "truncated"
+    assert "duplicate of" in kept.loc["blast/c.jpg", "detail"], "of two equal files the first in sorted order is kept"
+
+
+def test_a_file_under_two_classes_is_imported_once_and_left_out(folder: Path, tmp_path: Path):
+    put(folder / "lymphocyte" / "c.jpg", picture(3))
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.imported, report.quarantined["duplicate"], report.conflicted) == (3, 1, 1)
+    labels = dataset.read_labels(tmp_path / "d")
+    assert sorted(labels.loc[labels["conflicted"], "value"]) == ["BLAST", "LYMPH"]
+    conflicted = dataset.labelled_index(tmp_path / "d").query("conflicted")
+    assert list(conflicted["true_type"]) == [None]
+
+
+def test_a_parent_does_not_contradict_its_child(folder: Path, tmp_path: Path):
+    put(folder / "band neutrophil" / "x.jpg", picture(1))
+    report = run("folder", folder, tmp_path / "d")
+    assert report.conflicted == 0
+    assert "NEUT_BAND" in set(dataset.labelled_index(tmp_path / "d")["true_type"]), "the finer label counts"
+
+
+def test_importing_twice_adds_nothing(folder: Path, tmp_path: Path):
+    put(folder / "blast" / "again.jpg", picture(3))
+    run("folder", folder, tmp_path / "d")
+    before = {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet")}
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.imported, report.already_there, report.quarantined["duplicate"]) == (0, 3, 1)
+    assert {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet")} == before
+
+
+def test_a_new_file_makes_a_new_shard_and_leaves_the_old_one(folder: Path, tmp_path: Path):
+    run("folder", folder, tmp_path / "d")
+    (old,) = dataset.shards(tmp_path / "d")
+    content = old.read_bytes()
+    put(folder / "blast" / "new.jpg", picture(9))
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.imported, report.already_there) == (1, 3)
+    assert len(dataset.shards(tmp_path / "d")) == 2
+    assert old.read_bytes() == content
+
+
+def test_a_killed_import_is_completed_by_running_it_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run("folder", folder, tmp_path / "whole")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "_store_labels", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("folder", folder, tmp_path / "d")
+    run("folder", folder, tmp_path / "d")
+    pd.testing.assert_frame_equal(dataset.read_labels(tmp_path / "d"), dataset.read_labels(tmp_path / "whole"))
+    assert len(dataset.index(tmp_path / "d")) == 3
+
+
+def test_an_unmapped_class_stops_the_import_and_names_the_nearest(folder: Path, tmp_path: Path):
+    put(folder / "lymphocites" / "x.jpg", picture(7))
+    with pytest.raises(VocabularyError, match=r"'lymphocites'.*nearest: 'lymphocytes'"):
+        run("folder", folder, tmp_path / "d")
+    assert not (tmp_path / "d").exists(), "nothing was imported"
+    mapped = {"lymphocites": "LYMPH", "Neutrophils": "NEUT", "blast": "BLAST"}
+    assert run("folder", folder, tmp_path / "d", classes=mapped).imported == 4
+
+
+def test_scale_and_site_must_agree(folder: Path, tmp_path: Path):
+    with pytest.raises(SiteError, match=r"says 0.1 um/px.*says 0.2"):
+        run("folder", folder, tmp_path / "d", microns_per_px=0.1)
+    with pytest.raises(SiteError, match=r"site 'labb' has no file.*smearline site new labb"):
+        run("folder", folder, tmp_path / "d", site="labb")
+    put(tmp_path / "pbc" / "basophil" / "BA_1.jpg", picture(1))
+    with pytest.raises(SiteError, match=r"source 'pbc' says 0.1 um/px"):
+        run("pbc", tmp_path / "pbc", tmp_path / "d")
+
+
+def test_tables_beside_the_images(folder: Path, tmp_path: Path):
+    put(
+        folder / "labels.csv",
+        "file,type,patient,smear,acquired_at,auer_rod\n"
+        "blast/c.jpg,BLAST,p1,s1,2026-01-02T03:04:05+02:00,present\n"
+        "Neutrophils/a.jpg,NEUT_BAND,p2,s2,,\n"
+        "blast/gone.jpg,BLAST,p1,s1,,\n",
+    )
+    put(folder / "patients.csv", "patient,smear,diagnosis,age,sex\np1,s1,AML,61,f\np2,s2,healthy,,m\n")
+    report = run("folder", folder, tmp_path / "d")
+    assert report.quarantined == {"missing": 1}, "a row whose file is gone is not forgotten"
+    frame = dataset.labelled_index(tmp_path / "d").set_index("true_type")
+    assert frame.loc["BLAST", "auer_rod"] == "present"
+    assert frame.loc["BLAST", "acquired_at"] == pd.Timestamp("2026-01-02T01:04:05Z")
+    assert frame.loc["NEUT_BAND", "patient"] != frame.loc["BLAST", "patient"]
+    patients = dataset.read_tables(tmp_path / "d", "labels/patients-*.parquet", dataset.PATIENTS)
+    assert sorted(patients["diagnosis"]) == ["AML", "HEALTHY"]
+    put(folder / "labels.csv", "file,type,auer_rod\nblast/c.jpg,BLAST,perhaps\n")
+    with pytest.raises(VocabularyError, match="'perhaps' is no value of auer_rod"):
+        run("folder", folder, tmp_path / "e")
+
+
+def test_patients_become_keyed_pseudonyms_and_raw_paths_stay_local(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,patient\nblast/c.jpg,Mustermann-1970\n")
+    put(folder / "blast" / "broken-Mustermann.jpg", b"x")
+    run("folder", folder, tmp_path / "d", site="second")
+    patient = dataset.index(tmp_path / "d")["patient"].dropna().item()
+    assert re.fullmatch("[0-9a-f]{16}", patient)
+    for path in (tmp_path / "d").rglob("*.parquet"):
+        if path.parent.name != "local":
+            assert b"Mustermann" not in path.read_bytes()
+            assert "Mustermann" not in str(pd.read_parquet(path).to_dict())
+    key = tmp_path / "secret" / "pseudonym.key"
+    assert key.stat().st_mode & 0o077 == 0, "the key is the owner's alone"
+    key.unlink()
+    run("folder", folder, tmp_path / "e", site="second")
+    assert dataset.index(tmp_path / "e")["patient"].dropna().item() != patient, "another key, another pseudonym"
+
+
+def test_lmu_myb_is_the_myelocyte_and_myo_the_myeloblast(tmp_path: Path, sites_folder: Path):
+    root = tmp_path / "AML-Cytomorphology_LMU"
+    codes = ["NGS", "NGB", "MMZ", "MYB", "PMO", "PMB", "MYO", "MOB", "LYT", "LYA", "MON", "EOS", "BAS", "EBO", "KSC"]
+    for number, code in enumerate(codes):
+        put(root / "AML-Cytomorphology" / code / f"{code}_0001.tiff", picture(number, kind="TIFF"))
+    copy = "BAS_0002 (2021_05_21 20_42_39 UTC).tiff"
+    put(root / "AML-Cytomorphology" / "BAS" / copy, picture(99, kind="TIFF"))
+    put(
+        root / "annotations.dat",
+        "BAS/BAS_0001.tiff BAS\nMYB/MYB_0001.tiff MYB MYB PMO\nBAS/BAS_0002.tiff BAS NGS BAS\n",
+    )
+    report = run("lmu", root, tmp_path / "d", site="lmu")
+    assert (report.found, report.imported, report.tables) == (17, 16, 1)
+    frame = dataset.labelled_index(tmp_path / "d")
+    by_code = dict(zip(dataset.read_labels(tmp_path / "d").query("role == 'reference'")["source_label"],
+                       dataset.read_labels(tmp_path / "d").query("role == 'reference'")["value"], strict=True))  # fmt: skip
+    assert by_code["MYB"] == "MYELO"
+    assert by_code["MYO"] == "BLAST"
+    assert by_code["MOB"] == "BLAST"
+    assert frame["conflicted"].sum() == 0, "a re-annotation is another reading, not a contradiction"
+    again = dataset.read_labels(tmp_path / "d").query("role == 'reannotation'")
+    assert sorted(again["source_label"]) == ["BAS", "MYB", "NGS", "PMO"]
+    put(root / "AML-Cytomorphology" / "XYZ" / "XYZ_0001.tiff", picture(50, kind="TIFF"))
+    with pytest.raises(ImportSourceError, match="does not map the class 'XYZ'"):
+        run("lmu", root, tmp_path / "e", site="lmu")
+
+
+def test_pbc_takes_the_finer_prefix(tmp_path: Path, sites_folder: Path):
+    root = tmp_path / "PBC_dataset_normal_DIB"
+    for number, name in enumerate(
+        ["ig/MMY_1", "ig/MY_2", "ig/PMY_3", "ig/IG_4", "neutrophil/NEUTROPHIL_5", "neutrophil/BNE_6"]
+    ):
+        put(root / f"{name}.jpg", picture(number))
+    put(root / "neutrophil" / ".DS_170010.jpg", b"\0\0")
+    report = run("pbc", root, tmp_path / "d", site="pbc")
+    assert report.quarantined == {"hidden_file": 1}
+    assert types(tmp_path / "d") == {
+        "MMY": "METAMYELO", "MY": "MYELO", "PMY": "PROMYELO", "IG": "IG", "NEUTROPHIL": "NEUT", "BNE": "NEUT_BAND",
+    }  # fmt: skip
+
+
+def test_jhu_patients_accessions_and_unsigned_slides(tmp_path: Path, sites_folder: Path):
+    root = tmp_path / "Data"
+    put(root / "All" / "Patient_00" / "Signed slides" / "Blast, no lineage spec" / "BL_1.jpg", picture(1))
+    put(root / "All" / "Patient_00" / "1002" / "Signed slides" / "Promonocyte" / "PMO_2.jpg", picture(2))
+    put(root / "All" / "Patient_01" / "Unsigned slides" / "3.jpg", picture(3))
+    put(
+        root / "master.csv", "Patient_ID,Diagnosis,Cohort,Age at Diagnosis,Gender\nPatient_00,APL,Discovery,29,Female\n"
+    )
+    report = run("jhu", tmp_path, tmp_path / "d", site="jhu")
+    assert (report.imported, report.tables, report.unlabelled) == (3, 1, 1)
+    frame = dataset.labelled_index(tmp_path / "d")
+    assert frame["patient"].nunique() == 2
+    assert frame["smear"].nunique() == 3, "an accession is a smear of its own"
+    assert sorted(frame["true_type"].dropna()) == ["BLAST", "BLAST"]
+    patients = dataset.read_tables(tmp_path / "d", "labels/patients-*.parquet", dataset.PATIENTS)
+    assert set(patients["diagnosis"].dropna()) == {"APL"}
+
+
+def test_zheng_class_numbers_belong_to_their_own_set(tmp_path: Path, sites_folder: Path):
+    for number, data_set in ((1, 1), (1, 2)):
+        put(tmp_path / "z" / f"Dataset {data_set}" / f"{number:03}.bmp", picture(data_set, kind="BMP"))
+    put(tmp_path / "z" / "Class Labels of Dataset 1.csv", "image ID,class label\n1,4\n")
+    put(tmp_path / "z" / "Class Labels of Dataset 2.csv", "image ID,class\n1,2\n")
+    run("zheng", tmp_path / "z", tmp_path / "d", site="zheng2")
+    labels = dataset.read_labels(tmp_path / "d")
+    assert sorted(labels["value"]) == ["EOS", "LYMPH"]
+
+
+def test_wbcatt_joins_by_file_name_and_counts_what_is_not_here(tmp_path: Path, sites_folder: Path):
+    put(tmp_path / "pbc" / "basophil" / "BA_1.jpg", picture(1))
+    header = "img_name,label,cell_size,granularity,path\n"
+    put(tmp_path / "w" / "pbc_attr_v1_train.csv", header + "BA_1.jpg,Basophil,big,yes,x\nBA_2.jpg,Basophil,big,yes,x\n")
+    with pytest.raises(ImportSourceError, match="Import the images"):
+        run("wbcatt", tmp_path / "w", tmp_path / "d", site="pbc")
+    run("pbc", tmp_path / "pbc", tmp_path / "d", site="pbc")
+    report = run("wbcatt", tmp_path / "w", tmp_path / "d", site="pbc")
+    assert report.rows_without_image == 1
+    row = dataset.labelled_index(tmp_path / "d").iloc[0]
+    assert (row["true_type"], row["cell_size"], row["granularity"]) == ("BASO", "big", "yes")
+
+
+def test_metadata_of_a_jpeg_is_dropped_and_its_pixels_kept(tmp_path: Path, sites_folder: Path):
+    import hashlib
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from smearline import images
+
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x010E] = "Erika Mustermann"
+    Image.open(io.BytesIO(picture(1))).save(out, "JPEG", exif=exif, comment=b"Mustermann")
+    put(tmp_path / "r" / "blast" / "x.jpg", out.getvalue())
+    run("folder", tmp_path / "r", tmp_path / "d")
+    (block,) = dataset.iter_rows(tmp_path / "d", ["sha256", "image"])
+    assert b"Mustermann" not in block["image"][0]
+    np.testing.assert_array_equal(images.decode(block["image"][0]), images.decode(out.getvalue()))
+    assert block["sha256"] == [hashlib.sha256(out.getvalue()).hexdigest()], "known by the file as it was found"

@@ -1,0 +1,110 @@
+"""Splits: no patient and no near duplicate stands on two sides."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import picture
+from PIL import Image
+
+from smearline import duplicates, images, splits
+from smearline.errors import DataError
+
+
+def thumbnail(data: bytes) -> bytes:
+    return images.thumbnail(images.decode(data)).tobytes()
+
+
+def reexported(data: bytes, quality: int = 60, shift: int = 0, resize: float = 1.0) -> bytes:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = image.crop((shift, shift, image.width, image.height))
+    image = image.resize((round(image.width * resize), round(image.height * resize)))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def cells(count: int = 300, patients: int = 30) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "sha256": [f"{i:064x}" for i in range(count)],
+            "site": ["a" if i % 2 else "b" for i in range(count)],
+            "patient": [f"p{i % patients}" if i % 2 else None for i in range(count)],
+            "smear": None,
+            "thumbnail": [np.random.default_rng(i).integers(0, 256, 256, np.uint8).tobytes() for i in range(count)],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [{"quality": 50}, {"shift": 1}, {"resize": 0.93}, {"quality": 70, "shift": 1, "resize": 1.05}]
+)
+def test_a_reexported_picture_is_found_and_another_cell_is_not(change: dict):
+    originals = [picture(seed, size=180) for seed in range(40)]
+    thumbnails = [thumbnail(p) for p in [*originals, reexported(originals[7], **change)]]
+    assert duplicates.pairs(thumbnails).tolist() == [[7, 40]]
+
+
+def test_the_search_finds_what_comparing_all_with_all_finds():
+    random = np.random.default_rng(0)
+    base = random.integers(0, 256, (60, 256)).astype(float)
+    noisy = np.clip(base + random.normal(0, 1, base.shape) * random.uniform(1, 40, (60, 1)), 0, 255)
+    thumbnails = [row.astype(np.uint8).tobytes() for row in np.concatenate([base, noisy])]
+    vectors = duplicates.unit_vectors(thumbnails)
+    expected = np.argwhere(np.triu(vectors @ vectors.T >= 0.975, k=1))
+    found = duplicates.pairs(thumbnails)
+    assert 10 < len(expected) < 60
+    assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
+
+
+def test_no_patient_straddles_and_the_shares_are_as_asked():
+    frame = cells(4000, 400)
+    found = splits.assign(frame, seed=1, val=0.15, test=0.2)
+    with_patient = frame.assign(split=found["split"]).dropna(subset=["patient"])
+    assert (with_patient.groupby("patient")["split"].nunique() == 1).all()
+    shares = found["split"].value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(0.2, abs=0.04)
+    assert shares["val"] == pytest.approx(0.15, abs=0.04)
+    other = splits.assign(frame, seed=2, val=0.15, test=0.2)
+    assert (found["split"] != other["split"]).mean() > 0.2
+
+
+def test_near_duplicates_draw_their_patients_together():
+    frame = cells()
+    first, second = frame.index[frame["patient"] == "p1"][0], frame.index[frame["patient"] == "p3"][0]
+    frame.loc[second, "thumbnail"] = frame.loc[first, "thumbnail"]
+    for seed in range(20):
+        found = splits.assign(frame, seed=seed, val=0.3, test=0.3)
+        assert found["near_duplicate"].sum() == 2
+        both = found[frame["patient"].isin(["p1", "p3"])]
+        assert both["split"].nunique() == 1
+        assert both["group"].nunique() == 1
+
+
+def test_a_group_keeps_its_place_when_other_cells_are_added():
+    frame = cells(600, 60)
+    before = splits.assign(frame.iloc[:300], seed=3, val=0.15, test=0.2).set_index("sha256")["split"]
+    after = splits.assign(frame, seed=3, val=0.15, test=0.2).set_index("sha256")["split"]
+    assert (after.loc[before.index] == before).all()
+
+
+def test_a_site_held_out_is_tested_as_a_whole_with_its_near_duplicates():
+    frame = cells()
+    in_a, in_b = frame.index[frame["site"] == "a"][0], frame.index[frame["site"] == "b"][0]
+    frame.loc[in_a, "thumbnail"] = frame.loc[in_b, "thumbnail"]
+    found = splits.assign(frame, seed=1, val=0.1, test=0.1, train_sites=["a"])
+    assert set(found.loc[frame["site"] == "b", "split"]) == {"test"}
+    assert found.loc[in_a, "split"] == "test"
+    assert "train" in set(found["split"])
+    same = splits.assign(frame, seed=1, val=0.1, test=0.1, test_only_sites=["b"])
+    assert same["split"].equals(found["split"])
+
+
+def test_impossible_splits_are_refused():
+    with pytest.raises(DataError, match="not in the data; there are"):
+        splits.assign(cells(), seed=1, val=0.1, test=0.1, train_sites=["c"])
+    with pytest.raises(DataError, match="no image is left to train on"):
+        splits.assign(cells(), seed=1, val=0.1, test=0.1, test_only_sites=["a", "b"])
