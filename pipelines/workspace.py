@@ -95,13 +95,10 @@ class Workspace:
             if not line.startswith("Running stage") and ("is cached" in line or not line.strip()):
                 continue
             print(line, end="", flush=True)
-            if line.startswith(_STAGE) or line.startswith("Use `dvc push`"):
+            if line.startswith(_STAGE):
                 if stage:
                     seconds[stage] = round(time.monotonic() - started, 1)
-                stage, started = (
-                    line.removeprefix(_STAGE).split("'")[0] if line.startswith(_STAGE) else "",
-                    time.monotonic(),
-                )
+                stage, started = line.removeprefix(_STAGE).split("'")[0], time.monotonic()
         if stage:
             seconds[stage] = round(time.monotonic() - started, 1)
         if process.wait():
@@ -123,22 +120,23 @@ class Workspace:
         quarantine = pd.read_parquet(self.folder / "data" / "quarantine.parquet")
         splits = pd.read_parquet(self.folder / "splits.parquet")
         where = os.path.relpath(self.folder, Path.cwd())
+        figures = "\n".join(f"               {name:42} {value:.4f}" for name, value in headline.items())
         print(
-            f"\n{'=' * 88}\nmade in {where} ({total / 60:.1f} minutes; stages run now: {dict(seconds) or 'none, all was up to date'})"
-        )
-        print(
-            f"  cells        {dict(splits['split'].value_counts())}, quarantined {dict(quarantine['reason'].value_counts())}"
-        )
-        print("  metrics      " + "\n               ".join(f"{k:42} {v:.4f}" for k, v in headline.items()))
-        print(f"  page         {where}/evaluation/evaluation.html   (opens without a network)")
-        print(f"  model        {where}/package/recogniser")
-        print(f"  differential {where}/differentials.parquet")
-        print("next, judge the model on other cells:")
-        print(
-            f"  .venv/bin/smearline evaluate --model {where}/package/recogniser --cells {where}/data --out /tmp/evaluation"
-        )
-        print(
-            f"or try another learning rate:\n  cd {where} && source {PRODUCT / '.venv/bin/activate'} && dvc exp run -S train.lr=5e-4 && dvc exp show"
+            f"""
+{"=" * 88}
+made in {where}, {total / 60:.1f} minutes; stages run now (s): {dict(seconds) or "none, all was up to date"}
+  cells        {dict(splits["split"].value_counts())}
+  quarantined  {dict(quarantine["reason"].value_counts()) or "none"}
+  metrics
+{figures}
+  page         {where}/evaluation/evaluation.html   (opens without a network)
+  model        {where}/package/recogniser
+  differential {where}/differentials.parquet
+next, judge the model on other cells (those it was trained on are left out):
+  .venv/bin/smearline evaluate --model {where}/package/recogniser --cells {where}/data --out /tmp/evaluation
+or try another learning rate:
+  cd {where} && source {os.path.relpath(PRODUCT / ".venv/bin/activate", self.folder)}
+  dvc exp run -S train.lr=5e-4 && dvc exp show"""
         )
 
 
@@ -150,9 +148,9 @@ def demo() -> None:
     if not (raw / "complete").exists():
         space.smearline("simulate", "raw", "--sites", ",".join(sites))
         (raw / "complete").touch()
-        for site in sites:
-            space.smearline("import", "folder", f"raw/{site}", "--site", site, "--into", "data")
-        space.version_data()
+    for site in sites:
+        space.smearline("import", "folder", f"raw/{site}", "--site", site, "--into", "data")
+    space.version_data()
     space.report(space.reproduce(), time.monotonic() - started)
 
 
@@ -199,7 +197,7 @@ def _run(command: Sequence[str], folder: Path, capture: bool = False) -> str:
     )
     if done.returncode:
         raise SystemExit(
-            f"'{' '.join(map(str, command))}' failed in {folder} with exit code {done.returncode}; its message stands above"
+            f"'{' '.join(map(str, command))}' failed in {folder} (exit code {done.returncode}); its message stands above"
         )
     return done.stdout or ""
 

@@ -91,7 +91,7 @@ def write_table(table: pa.Table, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     pq.write_table(table, unfinished, **options)
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 class CellWriter:
@@ -192,7 +192,7 @@ def merge_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema,
     old = pq.read_table(path, schema=schema) if path.exists() else schema.empty_table()
     new = pa.Table.from_pylist(list(rows), schema=schema)
     frame = pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep="first", ignore_index=True)
-    if len(frame) != len(old):
+    if len(frame) != len(old) or not path.exists():
         if schema is LABELS:
             frame["conflicted"] = _conflicted(frame)
         write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path, compression="zstd")

@@ -53,9 +53,10 @@ def draw(window: Window, cell: Cell, touching: Sequence[tuple[float, float, floa
     if cell.has("auer_rod"):
         share, eccentric = share * 0.88, 0.9
     angle, room = rng.uniform(-math.pi, math.pi), radius * (1 - share) * eccentric * rng.uniform(0.5, 1.15)
-    inner = replace(window, x=window.x - room * math.cos(angle), y=window.y - room * math.sin(angle))
+    dx, dy = shapes.polar(angle, room)
+    inner = replace(window, x=window.x - dx, y=window.y - dy)
     if cell.type == "PLASMA":
-        hof = (radius * share * 0.95 * -math.cos(angle), radius * share * 0.95 * -math.sin(angle))
+        hof = shapes.polar(angle + math.pi, radius * share * 0.95)
         pale = shapes.disc(*inner.warped(0.3), *hof, radius * share * rng.uniform(0.55, 0.75))
         window.paint(shapes.coverage(pale, 1.4) * mask * 0.7, (0.08, 0.30, 0.10))
     nucleus = _nucleus(inner, cell, style, radius, radius * share, mask)
@@ -74,15 +75,13 @@ def _outline(
     body = shapes.ellipse(x, y, 0, 0, radius * stretch, radius / stretch, rng.uniform(0, math.pi))
     if irregular:
         foot, far = rng.uniform(-math.pi, math.pi), radius * rng.uniform(0.6, 0.9)
-        body = shapes.union(
-            body, shapes.disc(x, y, far * math.cos(foot), far * math.sin(foot), radius * rng.uniform(0.4, 0.6)), 1.2
-        )
+        body = shapes.union(body, shapes.disc(x, y, *shapes.polar(foot, far), radius * rng.uniform(0.4, 0.6)), 1.2)
     if cell.has("villous_projections"):
         knots = int(rng.integers(38, 60))
-        lengths = np.square(rng.random(knots)) * rng.uniform(1.4, 2.4)
+        lengths = np.square(rng.random(knots)) * rng.uniform(0.7, 2.0)
         turn = (np.arctan2(y, x) + math.pi) * (knots / (2 * math.pi))
         hair = np.interp(turn, np.arange(knots + 1), np.append(lengths, lengths[0])).astype(np.float32)
-        body = body + 0.5 - hair
+        body = body + 0.35 - hair
     for cx, cy, red in touching:
         body = np.maximum(body, red + 0.15 - np.sqrt(np.square(window.x - cx) + np.square(window.y - cy)))
     return body
@@ -101,7 +100,7 @@ def _cytoplasm(window: Window, cell: Cell, style: Style, body: Field, mask: Fiel
     if cell.has("hypogranulation"):
         ground = (0.02, ground[1] * 0.8, 0.0)
     if cell.has("reactive_cytoplasm"):
-        ground = (0.0, rng.uniform(0.16, 0.30), 0.02)
+        ground = (0.0, rng.uniform(0.16, 0.36), 0.02)
     if cell.type == "NRBC":
         ripe = rng.uniform(0.0, 1.0) * (0.6 if cell.has("dysplastic_erythroblast") else 1.0)
         ground = (0.06 + 0.16 * ripe, 0.48 - 0.24 * ripe, 0.06 - 0.06 * ripe)
@@ -114,7 +113,7 @@ def _cytoplasm(window: Window, cell: Cell, style: Style, body: Field, mask: Fiel
     if frosted:
         texture += rng.uniform(0.16, 0.30) * window.texture("clump")
     window.paint(mask, ground, texture)
-    rim = style.rim + (rng.uniform(0.25, 0.5) if cell.has("reactive_cytoplasm") else 0.0)
+    rim = style.rim + (rng.uniform(0.0, 0.4) if cell.has("reactive_cytoplasm") else 0.0)
     if rim:
         window.add(shapes.coverage(np.abs(body + 0.45) - 0.35, 0.7) * mask, (0.0, rim, rim * 0.15))
     return ground
@@ -154,7 +153,7 @@ def _vacuoles(window: Window, mask: Field, radius: float, strength: float) -> No
     rng = window.rng
     for _ in range(int(rng.integers(5, 13))):
         angle, reach = rng.uniform(-math.pi, math.pi), radius * rng.uniform(0.62, 0.92)
-        hole = shapes.disc(window.x, window.y, reach * math.cos(angle), reach * math.sin(angle), rng.uniform(0.4, 0.95))
+        hole = shapes.disc(window.x, window.y, *shapes.polar(angle, reach), rng.uniform(0.4, 0.95))
         window.paint(shapes.coverage(hole, 0.3) * mask * strength, (0.0, 0.03, 0.0))
 
 
@@ -205,15 +204,15 @@ def _inclusions(
     if cell.has("dohle_body"):
         for _ in range(int(rng.integers(1, 4))):
             at, reach = rng.uniform(-math.pi, math.pi), radius * rng.uniform(0.76, 0.84)
-            patch = shapes.ellipse(*window.warped(0.15, "fold"), reach * math.cos(at), reach * math.sin(at),
-                                   rng.uniform(1.0, 1.7), rng.uniform(0.7, 1.05), at + math.pi / 2)  # fmt: skip
+            half_axes = (rng.uniform(1.0, 1.7), rng.uniform(0.7, 1.05))
+            patch = shapes.ellipse(*window.warped(0.15, "fold"), *shapes.polar(at, reach), *half_axes, at + math.pi / 2)
             window.paint(shapes.coverage(patch, 0.5) * free * 0.9, (0.0, rng.uniform(0.55, 0.85), 0.06))
     if cell.has("auer_rod"):
         for _ in range(1 if rng.random() < 0.7 else 3):
             tilt = away + math.pi / 2 + rng.normal(0, 0.6)
             half, reach = rng.uniform(1.3, 2.2), radius * rng.uniform(0.62, 0.78)
-            cx, cy = reach * math.cos(away), reach * math.sin(away)
-            dx, dy = half * math.cos(tilt), half * math.sin(tilt)
+            cx, cy = shapes.polar(away, reach)
+            dx, dy = shapes.polar(tilt, half)
             rod = shapes.capsule(window.x, window.y, (cx - dx, cy - dy), (cx + dx, cy + dy), rng.uniform(0.13, 0.22))
             clear = shapes.coverage(rod - 0.35, 0.4) * mask * 0.5
             window.paint(clear, ground)
@@ -221,5 +220,5 @@ def _inclusions(
     if cell.has("cup_like_nucleus"):
         reach, size = radius * rng.uniform(0.35, 0.6), radius * rng.uniform(0.28, 0.42)
         at = rng.uniform(-math.pi, math.pi)
-        cup = shapes.ellipse(*window.warped(0.2), reach * math.cos(at), reach * math.sin(at), size, size * 0.8, at)
+        cup = shapes.ellipse(*window.warped(0.2), *shapes.polar(at, reach), size, size * 0.8, at)
         window.paint(shapes.coverage(cup, 0.5) * mask * rng.uniform(0.75, 0.95), (0.04, 0.42, 0.28))

@@ -63,7 +63,7 @@ def _artefact(window: Window, radius: float) -> None:
     elif kind < 0.75:  # a clump of platelets
         for _ in range(int(rng.integers(6, 12))):
             angle, reach = rng.uniform(-math.pi, math.pi), radius * math.sqrt(rng.random()) * 0.75
-            platelet(window, reach * math.cos(angle), reach * math.sin(angle), rng.uniform(1.1, 1.7))
+            platelet(window, *shapes.polar(angle, reach), rng.uniform(1.1, 1.7))
     else:  # dirt: opaque, sharp-cornered
         x, y = window.x + 0.9 * window.texture("fold"), window.y + 0.9 * window.texture("fold")
         half, angle = radius * rng.uniform(0.4, 0.7), rng.uniform(0, math.pi)

@@ -61,10 +61,10 @@ def _red_cells(
     placed: list[tuple[float, float]] = []
     touching = []
     turn = rng.uniform(-math.pi, math.pi)
-    for i in range(3):
-        reach, angle = radius + red - rng.uniform(0.9, 1.7), turn + i * 2.1 + rng.normal(0, 0.2)
+    for i in range(int(rng.integers(1, 4))):
+        reach, angle = radius + red - rng.uniform(0.3, 1.5), turn + i * 2.1 + rng.normal(0, 0.2)
         if cell.has("reactive_cytoplasm"):
-            placed.append((reach * math.cos(angle), reach * math.sin(angle)))
+            placed.append(shapes.polar(angle, reach))
             touching.append((*placed[-1], red))
     keep_off = radius * (0.97 if cell.type in debris.DRAWN else 1.0) + red - 0.4
     spots = rng.uniform(-half, half, (int(10 + 50 * crowding), 2)).tolist()
@@ -91,7 +91,7 @@ def _neighbour(slide: Canvas, rng: np.random.Generator) -> None:
     kind = ("NEUT_SEG", "LYMPH", "NEUT_SEG", "MYELO")[int(rng.integers(4))]
     diameter = rng.normal(*styles().types[kind].diameter_um)
     angle, reach = rng.uniform(-math.pi, math.pi), slide.half_um + diameter / 2 - rng.uniform(1.0, 3.5)
-    x, y = reach * math.cos(angle), reach * math.sin(angle)
+    x, y = shapes.polar(angle, reach)
     if window := slide.window(x, y, diameter / 2 + 1.5, rng):
         shape = {"nucleus_shape": "segmented-multilobed"} if kind == "NEUT_SEG" else {}
         cells.draw(window, Cell(kind, diameter, shape))

@@ -30,20 +30,18 @@ def outline(window: Window, shape: str, radius: float, cell_radius: float, lobes
     if shape in ("shallow", "unsegmented-indented"):
         depth = rng.uniform(0.25, 0.7) if shape == "shallow" else rng.uniform(0.7, 1.3)
         bend = radius * 0.62 * depth
-        body = shapes.sausage(x + bend * 0.6 * math.cos(angle), y + bend * 0.6 * math.sin(angle), bend, 1.15,
-                              radius * (0.98 - 0.33 * depth), angle)  # fmt: skip
-        return body
+        dx, dy = shapes.polar(angle, bend * 0.6)
+        return shapes.sausage(x + dx, y + dy, bend, 1.15, radius * (0.98 - 0.33 * depth), angle)
     if shape == "unsegmented-band":
         bend, half = cell_radius * rng.uniform(0.42, 0.56), rng.uniform(1.1, 2.1)
         thickness = radius**2 / (bend * 2 * half + radius * 0.9) * rng.uniform(0.9, 1.1) * 1.25
-        back = bend * (0.75 - 0.3 * half)
-        return shapes.sausage(x + back * math.cos(angle), y + back * math.sin(angle), bend, half, thickness, angle)
+        dx, dy = shapes.polar(angle, bend * (0.75 - 0.3 * half))
+        return shapes.sausage(x + dx, y + dy, bend, half, thickness, angle)
     if shape in ("segmented-bilobed", "segmented-multilobed"):
         return _lobed(window, x, y, radius, cell_radius, 2 if shape.endswith("bilobed") else max(lobes, 3), angle)
     if shape == "irregular":
         x, y = window.x + 0.45 * window.texture("fold"), window.y + 0.45 * window.texture("fold")
-        shift = radius * rng.uniform(0.35, 0.6)
-        dx, dy = shift * math.cos(angle), shift * math.sin(angle)
+        dx, dy = shapes.polar(angle, radius * rng.uniform(0.35, 0.6))
         return shapes.union(
             shapes.disc(x, y, dx, dy, radius * 0.72), shapes.disc(x, y, -dx, -dy, radius * rng.uniform(0.6, 0.8)), 0.8
         )
@@ -61,7 +59,7 @@ def _lobed(window: Window, x: Field, y: Field, radius: float, cell_radius: float
     last = (0.0, 0.0)
     for i in range(lobes):
         angle, reach = start + i * step + rng.normal(0, 0.08), bow * rng.uniform(0.72, 1.12)
-        centre = (reach * math.cos(angle), reach * math.sin(angle))
+        centre = shapes.polar(angle, reach)
         stretch = math.exp(rng.normal(0.08, 0.12))
         part = shapes.ellipse(x, y, *centre, lobe * stretch, lobe / stretch, angle + math.pi / 2 + rng.normal(0, 0.4))
         if body is None:
@@ -82,10 +80,7 @@ def pelger(window: Window, radius: float, *, round_one: bool) -> Field:
         return shapes.ellipse(x, y, 0, 0, radius * 0.86, radius * 0.80, rng.uniform(0, math.pi))
     angle, lobe = rng.uniform(0, math.pi), radius * 0.60
     apart = lobe * rng.uniform(1.12, 1.3)
-    one, two = (
-        (apart * math.cos(angle), apart * math.sin(angle)),
-        (-apart * math.cos(angle), -apart * math.sin(angle)),
-    )
+    one, two = shapes.polar(angle, apart), shapes.polar(angle, -apart)
     lobes = np.minimum(shapes.disc(x, y, *one, lobe), shapes.disc(x, y, *two, lobe * rng.uniform(0.9, 1.05)))
     return np.minimum(lobes, shapes.capsule(x, y, one, two, 0.2))
 
@@ -95,7 +90,7 @@ def cleaved(window: Window, body: Field, radius: float) -> Field:
     rng = window.rng
     if rng.random() < 0.55:
         angle = rng.uniform(-math.pi, math.pi)
-        rim = (1.2 * radius * math.cos(angle), 1.2 * radius * math.sin(angle))
+        rim = shapes.polar(angle, 1.2 * radius)
         depth = rng.uniform(-0.4, 0.15)
         cut = shapes.capsule(*window.warped(0.3, "fold"), rim, (rim[0] * depth, rim[1] * depth), rng.uniform(0.22, 0.4))
         return shapes.without(body, cut)
@@ -108,7 +103,7 @@ def budding(window: Window, radius: float) -> Field:
     x, y = window.warped(0.15)
     angle = rng.uniform(-math.pi, math.pi)
     if rng.random() < 0.5:
-        one = (radius * 0.75 * math.cos(angle), radius * 0.75 * math.sin(angle))
+        one = shapes.polar(angle, radius * 0.75)
         two = (-one[0] * rng.uniform(0.9, 1.2), -one[1] * rng.uniform(0.9, 1.2))
         pair = np.minimum(
             shapes.disc(x, y, *one, radius * 0.72), shapes.disc(x, y, *two, radius * rng.uniform(0.5, 0.7))
@@ -118,7 +113,7 @@ def budding(window: Window, radius: float) -> Field:
     for _ in range(int(rng.integers(2, 5))):
         angle += rng.uniform(0.9, 2.0)
         reach = radius * rng.uniform(0.8, 1.25)
-        bud = shapes.disc(x, y, reach * math.cos(angle), reach * math.sin(angle), radius * rng.uniform(0.25, 0.45))
+        bud = shapes.disc(x, y, *shapes.polar(angle, reach), radius * rng.uniform(0.25, 0.45))
         body = shapes.union(body, bud, 0.15)
     return body
 
@@ -156,7 +151,7 @@ def nucleoli(window: Window, mask: Field, radius: float, *, prominent: bool, num
     for _ in range(number):
         angle, reach = rng.uniform(-math.pi, math.pi), radius * rng.uniform(0.0, 0.5)
         size = rng.uniform(0.85, 1.3) if prominent else rng.uniform(0.35, 0.55)
-        spot = shapes.disc(*window.warped(0.15, "fold"), reach * math.cos(angle), reach * math.sin(angle), size)
+        spot = shapes.disc(*window.warped(0.15, "fold"), *shapes.polar(angle, reach), size)
         strength = rng.uniform(0.65, 0.95) if prominent else rng.uniform(0.15, 0.4)
         if prominent:
             window.add(shapes.coverage(np.abs(spot - 0.1) - 0.15, 0.3) * mask, (0.0, 0.0, 0.45))

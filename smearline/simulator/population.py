@@ -95,7 +95,7 @@ def cell_of_type(kind: str, rates: Mapping[str, float], rng: np.random.Generator
     mean, spread = styles().types[kind].diameter_um
     diameter = float(np.clip(rng.normal(mean, spread), mean - 2.5 * spread, mean + 2.5 * spread))
     if traits.get("reactive_cytoplasm") == "present":
-        diameter += 2.2
+        diameter += rng.uniform(0.4, 2.4)
     if kind == "LYMPH":
         diameter += 1.5 * (traits.get("large_granular") == "present") + 1.2 * (rng.random() < 0.12)
     if traits.get("dysplastic_erythroblast") == "present":

@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 Field = NDArray[np.float32]
 
 
+def polar(angle: float, reach: float) -> tuple[float, float]:
+    """The point at an angle (radians) and a distance from the origin."""
+    return reach * math.cos(angle), reach * math.sin(angle)
+
+
 def disc(x: Field, y: Field, cx: float, cy: float, radius: float) -> Field:
     return np.sqrt(np.square(x - cx) + np.square(y - cy)) - radius
 

@@ -294,7 +294,7 @@ def test_conflicting_or_unknown_characteristic_labels_are_refused() -> None:
     truth = pd.DataFrame({"sha256": frame["sha256"], "name": "cell_size", "value": "small"})
     with pytest.raises(DataError, match="two labels of cell_size"):
         scored(frame, pd.concat([truth, truth.assign(value="big")]))
-    with pytest.raises(DataError, match="no characteristic.*cell_size"):
+    with pytest.raises(DataError, match=r"no characteristic.*cell_size"):
         scored(frame, truth.assign(name="cell_sise"))
     with pytest.raises(DataError, match="'huge'"):
         scored(frame, truth.assign(value="huge"))

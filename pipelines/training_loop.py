@@ -1,0 +1,250 @@
+"""What one Ray Train worker does: its part of every batch, the network and its average, a checkpoint an epoch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray.train
+import torch
+from ray.train.torch import get_device, prepare_model
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from smearline import augmentation, reader, settings
+from smearline.recogniser import Recogniser, characteristics_loss, label_set_loss, load_initial_weights
+
+STATE_FILE = "state.pt"
+
+
+class _Run:
+    """What one worker holds: its part of every batch, the network and its average."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        params = settings.check(config["settings"], "train_loop_config")
+        self.params, self.train, self.progress = params, params.train, Path(config["progress"])
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        torch.set_num_threads(self.train.threads_per_worker)
+        torch.manual_seed(self.train.seed)
+        self.device = get_device()
+        frame = pd.read_parquet(config["cells"]).astype(object)
+        frame = frame.where(frame.notna(), None)
+        types = tuple(config["types"])
+        characteristics = {k: tuple(v) for k, v in config["characteristics"].items()}
+        network = Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
+        load_initial_weights(network, params.model.weights)
+        self.slices = list(network.slices().values())
+        self.channels_last = network.to(memory_format=torch.channels_last)
+        self.network = prepare_model(self.channels_last)
+        self.averaged = AveragedModel(self._plain(), multi_avg_fn=_average(self.train.ema_decay), use_buffers=True)
+
+        image = params.image
+        self.train_frame, self.val_frame = (
+            self._labelled(frame, split, types, characteristics) for split in ("train", "val")
+        )
+        wide = round(image.size_px * image.margin)
+        self.train_crops = reader.Crops(
+            self.train_frame, image.field_um * wide / image.size_px, wide, image.white_balance
+        )
+        self.val_crops = reader.Crops(self.val_frame, image.field_um, image.size_px, image.white_balance)
+        self.train_targets = reader.targets(self.train_frame, types, characteristics)
+        self.val_targets = reader.targets(self.val_frame, types, characteristics)
+        self.weights = reader.drawing_weights(self.train_frame, self.train.balance)
+        self.steps = max(1, len(self.train_frame) // self.train.batch_size)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self._plain(), self.train.weight_decay),
+            lr=self.train.lr,
+            fused=self.device.type == "cuda",
+        )
+        total = self.train.epochs * self.steps
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _warmup_cosine(total, self.train.warmup))
+
+    @staticmethod
+    def _labelled(
+        frame: pd.DataFrame, split: str, types: tuple[str, ...], characteristics: dict[str, tuple[str, ...]]
+    ) -> pd.DataFrame:
+        """The cells of a split that teach a type (undisputed) or a characteristic."""
+        part = frame[frame["split"] == split].reset_index(drop=True)
+        allowed, values = reader.targets(part, types, characteristics)
+        useful = allowed.any(axis=1) | (values >= 0).any(axis=1)
+        return part[useful & ~part["conflicted"].astype(bool)].reset_index(drop=True)
+
+    def _plain(self) -> Recogniser:
+        plain = getattr(self.network, "module", self.network)
+        assert isinstance(plain, Recogniser)
+        return plain
+
+    def batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """(global step, images, allowed types, characteristic targets): this rank's part; the next is read meanwhile."""
+        size = self.steps * self.train.batch_size
+        order = reader.epoch_order(self.weights, size, self.train.seed, epoch).reshape(
+            self.steps, self.train.batch_size
+        )
+        mine = order[:, self.rank :: self.workers]
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(self.train_crops.read, mine[0])
+            for step in range(self.steps):
+                crops = following.result()
+                if step + 1 < self.steps:
+                    following = pool.submit(self.train_crops.read, mine[step + 1])
+                allowed, values = (torch.from_numpy(t[mine[step]]).to(self.device) for t in self.train_targets)
+                yield epoch * self.steps + step, torch.from_numpy(crops).to(self.device), allowed, values
+
+    def say(self, text: str) -> None:
+        """A line of progress, by the first worker alone."""
+        if self.rank == 0:
+            with self.progress.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def epoch(self, epoch: int) -> float:
+        """Train one epoch; returns the mean loss of this rank."""
+        self.network.train()
+        losses: list[Tensor] = []
+        said = time.monotonic()
+        for step, crops, allowed, values in self.batches(epoch):
+            draws = augmentation.Draws.of(self.train.batch_size, self.train.seed, step).cut(
+                self.rank, self.workers, self.device
+            )
+            image = self.params.image
+            images = augmentation.augment(crops, draws, image.size_px, image.margin, self.train.stain_jitter)
+            images = images.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+                type_logits, value_logits, _ = self.network(images)
+            loss = label_set_loss(type_logits, allowed, self.train.label_smoothing)
+            loss = loss + self.train.characteristics_weight * characteristics_loss(value_logits, values, self.slices)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+            self.optimizer.step()
+            self.schedule.step()
+            self.averaged.update_parameters(self._plain())
+            losses.append(loss.detach())
+            if time.monotonic() - said > 20:
+                said = time.monotonic()
+                mean = float(torch.stack(losses).mean())
+                self.say(f"  epoch {epoch + 1}: {len(losses)}/{self.steps} batches, loss {mean:.3f}")
+        return float(torch.stack(losses).mean())
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Loss, accuracy, balanced accuracy and fitted temperature of the averaged network on the validation cells."""
+        self.averaged.eval()
+        if not len(self.val_frame):
+            return {"temperature": 1.0}
+        mine = np.arange(len(self.val_frame))[self.rank :: self.workers]
+        parts = []
+        for start in range(0, len(mine), 64):
+            crops = torch.from_numpy(self.val_crops.read(mine[start : start + 64])).to(self.device)
+            parts.append(self.averaged(crops.permute(0, 3, 1, 2).float() / 255.0)[0].float().cpu())
+        own = torch.cat(parts) if parts else torch.zeros(0, len(self._plain().types))
+        gathered: list[Any] = [None] * self.workers
+        if self.workers > 1:
+            torch.distributed.all_gather_object(gathered, (mine, own))
+        else:
+            gathered = [(mine, own)]
+        logits = torch.empty(len(self.val_frame), own.shape[1])
+        for positions, values in gathered:
+            logits[torch.from_numpy(positions)] = values
+        return _validation_figures(logits, torch.from_numpy(self.val_targets[0]))
+
+    def state(self, epoch: int, history: list[dict[str, float]]) -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "history": history,
+            "temperature": history[-1]["temperature"],
+            "network": self._plain().state_dict(),
+            "averaged": self.averaged.module.state_dict(),
+            "num_averaged": int(self.averaged.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self._plain().load_state_dict(saved["network"])
+        self.averaged.module.load_state_dict(saved["averaged"])
+        self.averaged.n_averaged.fill_(saved["num_averaged"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    run = _Run(config)
+    history: list[dict[str, float]] = []
+    first = 0
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            saved = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
+        run.restore(saved)
+        first, history = saved["epoch"] + 1, saved["history"]
+        run.say(f"resumed after epoch {first}")
+    for epoch in range(first, run.train.epochs):
+        loss = run.epoch(epoch)
+        row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate()}
+        history = [*history, row]
+        with tempfile.TemporaryDirectory() as folder:
+            made = None
+            if run.rank == 0:
+                torch.save(run.state(epoch, history), Path(folder) / STATE_FILE)
+                made = ray.train.Checkpoint.from_directory(folder)
+                figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
+                run.say(f"epoch {epoch + 1}/{run.train.epochs}: {figures}")
+            ray.train.report(row, checkpoint=made)
+
+
+def _average(decay: float) -> Callable[..., None]:
+    """Moving average whose decay grows as (1 + n) / (10 + n), so that the first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+        n = float(num_averaged)
+        keep = min(decay, (1 + n) / (10 + n))
+        for mean, new in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(new, 1 - keep)
+            else:
+                mean.copy_(new)
+
+    return update
+
+
+def _parameter_groups(network: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices and kernels alone, not on biases and normalisation."""
+    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
+    rising = max(1, round(total * warmup))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - rising) / max(1, total - rising)))))
+
+    return factor
+
+
+def _validation_figures(logits: Tensor, allowed: Tensor) -> dict[str, float]:
+    labelled = allowed.any(dim=1)
+    logits, allowed = logits[labelled].double(), allowed[labelled]
+    if not len(logits):
+        return {"temperature": 1.0}
+    right = allowed.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+    kinds = pd.factorize(pd.Series([bytes(row) for row in allowed.numpy()]))[0]
+    balanced = float(pd.Series(right.numpy().astype(float)).groupby(kinds).mean().mean())
+    grid = np.exp(np.linspace(np.log(0.3), np.log(3.0), 60))
+    losses = [float(label_set_loss(logits / t, allowed, 0.0)) for t in grid]
+    return {
+        "val_loss": round(float(label_set_loss(logits, allowed, 0.0)), 6),
+        "val_accuracy": round(float(right.double().mean()), 6),
+        "val_balanced_accuracy": round(balanced, 6),
+        "temperature": round(float(grid[int(np.argmin(losses))]), 6),
+    }
