@@ -38,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/img/simulated_cells.jpg"))
     parser.add_argument("--sites", nargs=2, default=["sim_north", "sim_south"])
-    parser.add_argument("--tile", type=int, default=104, help="side of a picture on the sheet, px")
-    parser.add_argument("--columns", type=int, default=6, help="pictures per site and row")
-    parser.add_argument("--quality", type=int, default=72)
+    parser.add_argument("--tile", type=int, default=92, help="side of a picture on the sheet, px")
+    parser.add_argument("--columns", type=int, default=4, help="pictures per site and row")
+    parser.add_argument("--quality", type=int, default=52)
     args = parser.parse_args()
     known = vocabulary.load()
     rows: list[tuple[str, list[Cell]]] = []
@@ -85,7 +85,7 @@ def _sheet(rows: list[tuple[str, list[Cell]]], names: list[str], tile: int, colu
             for column, cell in enumerate(cells):
                 look = look_of(simulation, site.microns_per_px, np.random.default_rng([row, column, column_block]))
                 image = picture(
-                    cell, simulation.image_px, site.microns_per_px, look, 0.6, np.random.SeedSequence([row, column])
+                    cell, simulation.image_px, site.microns_per_px, look, 0.6, np.random.SeedSequence([1, row, column])
                 )
                 at = (left + column_block * (tile * columns + 5) + column * tile, top + CAPTION_PX)
                 sheet.paste(Image.fromarray(image).resize((tile, tile), Image.Resampling.LANCZOS), at)

@@ -37,7 +37,6 @@ def main() -> None:
         characteristics=characteristics,
         field_um=params.image.field_um,
         size_px=params.image.size_px,
-        white_balance=params.image.white_balance,
         embedding=f"{recogniser.PROJECTION_VERSION}-{params.model.embedding_dim}",
         temperature=trained.temperature,
         origin="simulated" if (usable["origin"] == "simulated").any() else "real",

@@ -50,10 +50,8 @@ class _Run:
             self._labelled(frame, split, types, characteristics) for split in ("train", "val")
         )
         wide = round(image.size_px * image.margin)
-        self.train_crops = reader.Crops(
-            self.train_frame, image.field_um * wide / image.size_px, wide, image.white_balance
-        )
-        self.val_crops = reader.Crops(self.val_frame, image.field_um, image.size_px, image.white_balance)
+        self.train_crops = reader.Crops(self.train_frame, image.field_um * wide / image.size_px, wide)
+        self.val_crops = reader.Crops(self.val_frame, image.field_um, image.size_px)
         self.train_targets = reader.targets(self.train_frame, types, characteristics)
         self.val_targets = reader.targets(self.val_frame, types, characteristics)
         self.weights = reader.drawing_weights(self.train_frame, self.train.balance)

@@ -137,13 +137,6 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
         position = end
 
 
-def white_balanced(image: UInt8Array) -> UInt8Array:
-    """The picture with its background made a neutral 240: each channel scaled by its own factor (von Kries)."""
-    factor = 240.0 / np.maximum(background(image).astype(np.float32), 80.0)
-    table = np.minimum(np.arange(256, dtype=np.float32)[:, None] * factor + 0.5, 255.0).astype(np.uint8)
-    return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
-
-
 def jpeg_preview(data: bytes, size_px: int = 120) -> bytes:
     """A small JPEG of an image, for a page."""
     image = Image.fromarray(decode(data))

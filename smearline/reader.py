@@ -23,10 +23,10 @@ class Crops:
     Decoded crops are kept up to a limit of memory, so a small data set is decoded once.
     """
 
-    def __init__(self, frame: pd.DataFrame, field_um: float, size_px: int, white_balance: bool) -> None:
+    def __init__(self, frame: pd.DataFrame, field_um: float, size_px: int) -> None:
         """`frame`: shard, row, scale (um/px); a row an image."""
         self._places = list(zip(frame["shard"], frame["row"].astype(int), frame["scale"].astype(float), strict=True))
-        self._field_um, self._size_px, self._white_balance = field_um, size_px, white_balance
+        self._field_um, self._size_px = field_um, size_px
         self._cache: dict[int, images.UInt8Array] = {}
         self._room = _CACHE_BYTES // (3 * size_px**2)
 
@@ -42,7 +42,7 @@ class Crops:
         shard, row, scale = self._places[position]
         group, offset = divmod(row, ROW_GROUP)
         data = _shard(shard).read_row_group(group, columns=["image"]).column(0)[offset].as_py()
-        made = prepare(data, scale, self._field_um, self._size_px, self._white_balance)
+        made = prepare(data, scale, self._field_um, self._size_px)
         if len(self._cache) < self._room:
             self._cache[position] = made
         return made
@@ -53,14 +53,9 @@ def _shard(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(Path(path), memory_map=True)
 
 
-def prepare(
-    data: bytes, microns_per_px: float, field_um: float, size_px: int, white_balance: bool
-) -> images.UInt8Array:
+def prepare(data: bytes, microns_per_px: float, field_um: float, size_px: int) -> images.UInt8Array:
     """Image bytes to the crop that the network sees; the one way, in training and in service."""
-    pixels = images.decode(data)
-    if white_balance:
-        pixels = images.white_balanced(pixels)
-    return images.crop(pixels, microns_per_px, field_um, size_px)
+    return images.crop(images.decode(data), microns_per_px, field_um, size_px)
 
 
 def targets(

@@ -39,7 +39,6 @@ class ModelCard(BaseModel):
     characteristics: dict[str, tuple[str, ...]]
     field_um: float
     size_px: int
-    white_balance: bool
     embedding: str
     """Version of the fixed projection; embeddings of two versions are never compared."""
     temperature: float
@@ -83,7 +82,7 @@ class RecognitionModel:
 
     def prepare(self, data: bytes, microns_per_px: float) -> NDArray[np.uint8]:
         """Image bytes to the network's input (size_px x size_px x 3, uint8). Raises ImageError."""
-        return prepare(data, microns_per_px, self.card.field_um, self.card.size_px, self.card.white_balance)
+        return prepare(data, microns_per_px, self.card.field_um, self.card.size_px)
 
     def run(self, images_BHWC: NDArray[np.uint8], *outputs: str) -> list[NDArray[np.float32]]:
         """The outputs named: type_probabilities (B x T), characteristic_probabilities (B x V), embedding (B x E),

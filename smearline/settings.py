@@ -32,7 +32,6 @@ class ImageSettings(_Section):
     field_um: float = Field(gt=2, lt=200)
     size_px: int = Field(ge=32, le=1024)
     margin: float = Field(ge=1, le=2)
-    white_balance: bool
 
 
 class ModelSettings(_Section):

@@ -113,7 +113,7 @@ def _cytoplasm(window: Window, cell: Cell, style: Style, body: Field, mask: Fiel
     if frosted:
         texture += rng.uniform(0.16, 0.30) * window.texture("clump")
     window.paint(mask, ground, texture)
-    rim = style.rim + (rng.uniform(0.0, 0.4) if cell.has("reactive_cytoplasm") else 0.0)
+    rim = style.rim + (rng.uniform(0.08, 0.42) if cell.has("reactive_cytoplasm") else 0.0)
     if rim:
         window.add(shapes.coverage(np.abs(body + 0.45) - 0.35, 0.7) * mask, (0.0, rim, rim * 0.15))
     return ground

@@ -336,6 +336,13 @@ def test_types_have_their_size() -> None:
     assert 12 < diameter("NEUT_SEG") < 14
 
 
+@pytest.mark.parametrize("path", sorted(SITES_FOLDER.glob("sim_*.yaml")), ids=lambda p: p.stem)
+def test_every_simulated_site_in_the_folder_can_be_drawn(path: Path) -> None:
+    cell = cell_of_type("BLAST", {}, np.random.default_rng(1))
+    image = _picture(cell, site=sites.load(path.stem, SITES_FOLDER))
+    assert 40 < image.std() < 90
+
+
 def test_the_sites_differ_in_white_point_hue_and_sharpness() -> None:
     cell = cell_of_type("NEUT_SEG", {}, np.random.default_rng(1))
     north, south = _picture(cell, site=NORTH), _picture(cell, site=SOUTH)

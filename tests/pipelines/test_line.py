@@ -1,0 +1,213 @@
+"""The whole line in a small workspace: DVC, Ray, a second clone, an experiment, a killed worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import CHECKOUT
+
+from pipelines import training, tune
+from pipelines.workspace import _environment
+from smearline import dataset, importing, settings, simulator, sites, sources, splits
+
+pytestmark = pytest.mark.slow
+SMALL = {
+    "image": {"size_px": 32},
+    "model": {"weights": "none"},
+    "train": {"epochs": 2, "batch_size": 16, "workers": 1},
+    "split": {"val": 0.2, "test": 0.3},
+}
+
+
+def shell(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    return shell(folder, sys.executable, "-m", "dvc", *arguments)
+
+
+def metrics(folder: Path) -> bytes:
+    return (folder / "evaluation" / "metrics.json").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small simulated data set, imported."""
+    raw, into = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("data") / "data"
+    laboratories = [sites.load(n, CHECKOUT / "sites") for n in ("sim_north", "sim_south")]
+    simulator.simulate(raw, sites=laboratories, seed=3, num_patients=8, cells_per_smear=24)
+    for site in laboratories:
+        importing.import_source(sources.load("folder"), raw / site.name, site, into)
+    return into
+
+
+@pytest.fixture(scope="session")
+def workspace(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the checkout's last commit with the tree's files, its own data, and one run of the pipeline."""
+    folder = tmp_path_factory.mktemp("workspace") / "first"
+    shell(CHECKOUT, "git", "clone", "-q", str(CHECKOUT), str(folder))
+    tracked = shell(CHECKOUT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in tracked:
+        if (CHECKOUT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CHECKOUT / name, folder / name)
+    shell(folder, "git", "config", "user.name", "test")
+    shell(folder, "git", "config", "user.email", "test@localhost")
+    shutil.copytree(data, folder / "data", dirs_exist_ok=True)
+    base = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings.overlaid(base, SMALL)), encoding="utf-8")
+    dvc(folder, "remote", "add", "--local", "-d", "local", str(folder.parent / "remote"))
+    dvc(folder, "add", "data/cells", "data/labels", "data/cbc", "data/quarantine.parquet")
+    dvc(folder, "repro")
+    shell(folder, "git", "add", "-A")
+    shell(folder, "git", "commit", "-q", "-m", "a run")
+    dvc(folder, "push", "-q")
+    dvc(folder, "push", "-q", "--run-cache")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def second(workspace: Path) -> Path:
+    """A second clone that has pulled."""
+    folder = workspace.parent / "second"
+    shell(workspace.parent, "git", "clone", "-q", str(workspace), str(folder))
+    shell(folder, "git", "config", "user.name", "test")
+    shell(folder, "git", "config", "user.email", "test@localhost")
+    dvc(folder, "remote", "add", "--local", "-f", "-d", "local", str(workspace.parent / "remote"))
+    dvc(folder, "pull", "-q")
+    return folder
+
+
+@pytest.fixture
+def frame(data: Path) -> pd.DataFrame:
+    """Labelled, split and scaled cells for calling `training.fit` directly."""
+    cells = dataset.labelled_index(data)
+    cells["thumbnail"] = dataset.index(data, ["thumbnail"])["thumbnail"]
+    cells["split"] = splits.assign(cells, seed=1, val=0.2, test=0.2)["split"]
+    return cells.drop(columns="thumbnail").assign(scale=cells["microns_per_px"])
+
+
+def parameters(**train) -> settings.Settings:
+    base = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
+    return settings.check(settings.overlaid(settings.overlaid(base, SMALL), {"train": train}), "test")
+
+
+@pytest.mark.mission("the pipeline makes every declared output and leaves nothing else behind")
+def test_the_pipeline_makes_what_it_declares(workspace: Path):
+    assert shell(workspace, "git", "status", "--porcelain") == ""
+    lineage = json.loads((workspace / "package" / "lineage.json").read_text(encoding="utf-8"))
+    assert lineage["onnx_max_difference"] <= 1e-3
+    assert set(lineage["data"]["dvc"]) == {"cells", "labels", "cbc", "quarantine.parquet"}
+    assert lineage["origin"] == "simulated"
+    differentials = pd.read_parquet(workspace / "differentials.parquet")
+    assert len(differentials) == 16
+    shares = differentials[[c for c in differentials if c.startswith("share_")]]
+    np.testing.assert_allclose(shares.sum(axis=1)[differentials["num_counted"] > 0], 1.0)
+    assert not list((workspace / ".smearline" / "runs").glob("*/checkpoint*")), (
+        "a run that has ended leaves no checkpoint"
+    )
+
+
+@pytest.mark.mission("a second clone reproduces the result")
+def test_a_second_clone_has_nothing_to_do(second: Path):
+    assert "Running stage" not in dvc(second, "repro")
+    assert dvc(second, "metrics", "diff").strip() == ""
+
+
+@pytest.mark.mission("a forced run gives the same metrics byte for byte")
+def test_a_forced_run_gives_the_same_bytes(workspace: Path, second: Path):
+    dvc(second, "repro", "--force", "--no-run-cache", "evaluate_cells")
+    assert metrics(second) == metrics(workspace)
+    assert (second / "models/recogniser.safetensors").read_bytes() == (
+        workspace / "models/recogniser.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.mission("experiments, metrics and plots by DVC")
+def test_an_experiment_shows_what_it_changed(workspace: Path, second: Path):
+    shell(second, "git", "checkout", "-q", ".")
+    dvc(second, "checkout", "-q")
+    dvc(second, "exp", "run", "-q", "-S", "train.lr=0.004", "evaluate_cells")
+    shown = dvc(second, "exp", "show", "--json")
+    assert "0.004" in shown
+    assert metrics(second) != metrics(workspace)
+    assert "evaluation/headline.json" in dvc(second, "metrics", "diff").replace("\\", "/")
+    dvc(second, "plots", "show", "-o", "plots")
+    assert "confusion" in (second / "plots" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.mission("a killed training worker costs at most one epoch")
+def test_a_killed_worker_costs_at_most_an_epoch(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    params = parameters(epochs=4, workers=2)
+    killed: list[int] = []
+
+    def kill_a_worker() -> None:
+        """Once the first epoch has a checkpoint, SIGKILL one rank."""
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not killed:
+            time.sleep(0.2)
+            if list((tmp_path / training.RUNS).glob("*/checkpoint_*/state.pt")):
+                for pid in subprocess.run(
+                    ["pgrep", "-f", "RayTrainWorker"], capture_output=True, text=True
+                ).stdout.split():
+                    os.kill(int(pid), 9)
+                    killed.append(int(pid))
+                    return
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    lines: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
+    result = training.fit(frame, params)
+    killer.join()
+    assert killed, "no worker was running when the first checkpoint came"
+    resumed = [line for line in lines if "resumed after epoch" in line]
+    assert resumed, lines
+    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4]
+    trained = [line.split(":")[0] for line in lines if line.startswith("epoch ")]
+    assert len(trained) <= 5, "at most one epoch was trained twice"
+    assert all(np.isfinite(t.numpy()).all() for t in result.state.values() if t.is_floating_point())
+
+
+@pytest.mark.mission("the result does not hang on the number of workers")
+def test_one_worker_and_two_draw_the_same_loss_curve(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    one, two = (training.fit(frame, parameters(workers=n)).history for n in (1, 2))
+    # The same cells and the same random numbers; batch normalisation sees half a batch, so equal within a tolerance.
+    assert one[-1]["val_loss"] == pytest.approx(two[-1]["val_loss"], rel=0.15)
+
+
+@pytest.mark.mission("tuning runs and is resumed")
+def test_tuning_runs_three_trials_and_goes_on_where_it_stood(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "split_cells", lambda _: frame)
+    base = parameters(epochs=1).model_dump(mode="json")
+    search = lambda trials: tune.search(  # noqa: E731
+        settings.check(settings.overlaid(base, {"tune": {"trials": trials, "epochs": 1}}), "test")
+    )
+    _, first = search(2)
+    overlay, trials = search(3)
+    assert len(trials) == 3
+    assert trials["lr"].tolist()[:2] == first["lr"].tolist(), "the first two were not run again"
+    assert set(overlay["train"]) == {"lr", "weight_decay", "stain_jitter", "balance"}
+    best = trials.loc[trials["val_balanced_accuracy"].idxmax()]
+    assert overlay["train"]["lr"] == pytest.approx(best["lr"])
