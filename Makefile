@@ -44,10 +44,13 @@ real-cross: setup ## train on PBC alone and test on JHU, and the other way round
 test: setup lint ## ruff, mypy and the tests
 	@$(PY) -m pytest
 
+figures: setup ## record the results of .work/real and .work/cross-*, and make the README's tables from them
+	@$(PY) -m bench.figures record
+
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 clean: ## remove the workspaces (their data and models too), not the .venv
 	rm -rf .work
 
-.PHONY: help setup demo real real-cross test lint clean
+.PHONY: help setup demo real real-cross figures test lint clean

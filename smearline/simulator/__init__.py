@@ -6,6 +6,7 @@ performance: shapes, rates and counts are made up (`population.yaml` says what i
 
 from __future__ import annotations
 
+import csv
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from smearline.sites import Site
 
 __all__ = ["SimulationSummary", "simulate"]
 
+LABEL_COLUMNS = ("file", "type", "patient", "smear", "acquired_at")
 FIRST_DAY = datetime(2024, 1, 8, 8, 0, tzinfo=UTC)
 # The random streams of one patient; a cell's own is keyed by its number too.
 _PATIENT, _LOOK, _ANALYSER, _CELL, _PICTURE = range(1, 6)
@@ -75,23 +77,26 @@ def simulate(
         folder = out / site.name
         if folder.exists() and any(folder.iterdir()):
             raise DataError(f"{folder} is not empty; give another folder, or remove it first")
-    total = len(sites) * num_patients * cells_per_smear
-    sizes: list[int] = []
+    total, num_images, num_bytes = len(sites) * num_patients * cells_per_smear, 0, 0
     counts: Counter[str] = Counter()
     for site, simulation in settings:
+        folder = out / site.name
+        folder.mkdir(parents=True, exist_ok=True)
         patients: list[Patient] = []
-        labels: list[dict[str, str]] = []
-        for index in range(num_patients):
-            patient, rows, smear_sizes = _draw_smear(out / site.name, site, simulation, seed, index, cells_per_smear)
-            patients.append(patient)
-            labels += rows
-            sizes += smear_sizes
-            if progress:
-                progress(len(sizes), total)
-        counts.update(row["type"] for row in labels)
-        _write_tables(out / site.name, site, simulation, seed, patients, labels)
+        with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
+            labels = csv.DictWriter(file, LABEL_COLUMNS + tuple(vocabulary.load().characteristics), lineterminator="\n")
+            labels.writeheader()
+            for index in range(num_patients):
+                patient, rows, smear_bytes = _draw_smear(folder, site, simulation, seed, index, cells_per_smear)
+                patients.append(patient)
+                labels.writerows(rows)
+                counts.update(row["type"] for row in rows)
+                num_images, num_bytes = num_images + len(rows), num_bytes + smear_bytes
+                if progress:
+                    progress(num_images, total)
+        _write_patients_and_counts(folder, site, simulation, seed, patients)
     return SimulationSummary(
-        out, len(sizes), sum(sizes), {s.name: num_patients for s in sites}, dict(sorted(counts.items()))
+        out, num_images, num_bytes, {s.name: num_patients for s in sites}, dict(sorted(counts.items()))
     )
 
 
@@ -109,15 +114,15 @@ def _acquired(simulation: Simulation, index: int, cell: int = 0) -> datetime:
 
 def _draw_smear(
     folder: Path, site: Site, simulation: Simulation, seed: int, index: int, num_cells: int
-) -> tuple[Patient, list[dict[str, str]], list[int]]:
-    """Write one smear's pictures; returns the patient, the rows of labels.csv and the pictures' sizes in bytes."""
+) -> tuple[Patient, list[dict[str, str]], int]:
+    """Write one smear's pictures; returns the patient, the rows of labels.csv and the bytes written."""
     key, scale = _key(site), site.microns_per_px
     assert scale is not None
     rng = np.random.default_rng([seed, key, _PATIENT, index])
     patient = draw_patient(simulation.prefix, index, diagnosis_of(index, key, seed), rng)
     look_rng = np.random.default_rng([seed, key, _LOOK, index])
     look, crowding = look_of(simulation, scale, look_rng), look_rng.uniform(0.3, 0.9)
-    rows, sizes = [], []
+    rows, num_bytes = [], 0
     for number in range(num_cells):
         cell = draw_cell(patient, np.random.default_rng([seed, key, _CELL, index, number]))
         stream = np.random.SeedSequence([seed, key, _PICTURE, index, number])
@@ -125,21 +130,19 @@ def _draw_smear(
         name = f"{cell.type}/{patient.smear}_{number + 1:04d}.jpg"
         (folder / cell.type).mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-        sizes.append(len(data))
+        num_bytes += len(data)
         acquired = _acquired(simulation, index, number).isoformat()
         rows.append(
             {"file": name, "type": cell.type, "patient": patient.patient, "smear": patient.smear}
             | {"acquired_at": acquired}
             | dict(cell.traits)
         )
-    return patient, rows, sizes
+    return patient, rows, num_bytes
 
 
-def _write_tables(
-    folder: Path, site: Site, simulation: Simulation, seed: int, patients: list[Patient], labels: list[dict[str, str]]
+def _write_patients_and_counts(
+    folder: Path, site: Site, simulation: Simulation, seed: int, patients: Sequence[Patient]
 ) -> None:
-    columns = ["file", "type", "patient", "smear", "acquired_at", *vocabulary.load().characteristics]
-    pd.DataFrame(labels, columns=columns).to_csv(folder / "labels.csv", index=False, lineterminator="\n")
     fields = ["patient", "smear", "diagnosis", "age", "sex"]
     people = pd.DataFrame([[getattr(p, f) for f in fields] for p in patients], columns=fields)
     people.to_csv(folder / "patients.csv", index=False, lineterminator="\n")

@@ -1,0 +1,190 @@
+"""Figures on real data: kept as JSON, shown in the README.
+
+    python -m bench.figures record     take the results of .work/real, .work/cross-pbc and .work/cross-jhu, where they are
+    python -m bench.figures            write the README's tables anew from bench/results/*.json
+
+A test fails when the README and the JSON differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.results import RESULTS, provenance
+from smearline import vocabulary
+
+PRODUCT = Path(__file__).resolve().parents[1]
+START, END = "<!-- figures: made by `make figures` -->", "<!-- end of figures -->"
+COMMANDS = {
+    "real": "make real DATA=folder",
+    "cross-pbc": "make real-cross DATA=folder",
+    "cross-jhu": "make real-cross DATA=folder",
+}
+# The ten types that both PBC and JHU hold.
+COMMON = ("NEUT_SEG", "NEUT_BAND", "METAMYELO", "MYELO", "PROMYELO", "LYMPH", "MONO", "EOS", "BASO", "NRBC")
+
+
+def record(name: str) -> None:
+    """bench/results/NAME.json from the workspace of that name."""
+    space = PRODUCT / ".work" / name
+    figures = json.loads((space / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    run = json.loads((space / ".smearline" / "run.json").read_text(encoding="utf-8"))
+    quarantine = pd.read_parquet(space / "data" / "quarantine.parquet")
+    splits = pd.read_parquet(space / "splits.parquet")
+    lineage = json.loads((space / "package" / "lineage.json").read_text(encoding="utf-8"))
+    kept = {
+        key: figures[key]
+        for key in ("origin", "counts", "patient_independent", "patient_note", "types", "parents", "blast")
+    }
+    kept["blast"] = {scope: v for scope, v in kept["blast"].items() if scope != "smears"}
+    content = {
+        "imported": {"cells": len(splits), "by_split": _counts(splits["split"])},
+        "quarantined": {site: _counts(part) for site, part in quarantine.groupby("site")["reason"]},
+        "run": run,
+        **kept,
+        "calibration": {
+            "overall": {k: v for k, v in figures["calibration"]["overall"].items() if not isinstance(v, list)}
+        },
+        "characteristics": figures["characteristics"],
+        "common_types": common_types(space),
+        "parameters": lineage["parameters"],
+        "provenance": {**provenance(space / "data", COMMANDS[name]), "commit": lineage["commit"]},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"bench/results/{name}.json")
+
+
+def _counts(values: pd.Series) -> dict[str, int]:
+    return {str(k): int(v) for k, v in values.value_counts().sort_index().items()}
+
+
+def common_types(space: Path) -> dict[str, dict[str, float]]:
+    """By site: accuracy among the ten common types, the answer free among all that the model knows; and by parents."""
+    words = vocabulary.load()
+    parent = {child: code for code, children in words.parents.items() for child in children}
+    found = {}
+    predictions = pd.read_parquet(space / "evaluation" / "predictions.parquet")
+    for site, part in predictions[~predictions["seen_in_training"]].groupby("site"):
+        cells = part[part["true_type"].isin(COMMON)]
+        if len(cells):
+            true, said = cells["true_type"], cells["predicted_type"]
+            found[str(site)] = {
+                "cells": len(cells),
+                "accuracy": round(float((true == said).mean()), 4),
+                "accuracy_by_parents": round(float((true.replace(parent) == said.replace(parent)).mean()), 4),
+            }
+    return found
+
+
+def _interval(estimate: dict[str, float | None] | None) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    value, low, high = (estimate[k] for k in ("value", "low", "high"))
+    return f"{value:.3f}" + (f" ({low:.3f}–{high:.3f})" if low is not None and high is not None else "")
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
+
+
+def render(results: Path = RESULTS) -> str:
+    """The README's tables, from the JSON alone."""
+    found = {
+        name: json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        for name in COMMANDS
+        if (results / f"{name}.json").exists()
+    }
+    if "real" not in found:
+        return "No run on real data is recorded yet (`make real DATA=folder && make figures`)."
+    real = found["real"]
+    where = real["provenance"]
+    parts = [
+        f"Made by `{where['command']}` on {where['date']}, commit `{where['commit'][:12]}`, data `{where['data_digest'][:12]}`, "
+        f"{where['machine']}, {real['run']['total_seconds'] / 60:.0f} minutes. {real['imported']['cells']:,} images imported, "
+        f"{sum(sum(r.values()) for r in real['quarantined'].values())} quarantined. "
+        "Intervals are 95 %, by patient where patients are known.",
+        _table(
+            ["test cells", "n", "accuracy", "balanced accuracy", "macro F1", "tolerant accuracy", "blast AUC"],
+            [
+                [site, real["counts"]["by_site"][site]["labelled"], *(_interval(s.get(k)) for k in ("accuracy", "balanced_accuracy", "macro_f1", "tolerant_accuracy")),
+                 _interval(real["blast"]["by_site"].get(site, {}).get("auc"))]
+                for site, s in real["types"]["by_site"].items()
+            ],
+        ),
+        "JHU: patients that training never saw. PBC: images that training never saw; it has no patient ids, so its figures are "
+        "not patient-independent. Zheng and BCCD: laboratories never trained on, their scale assumed, judged by parents where "
+        "they name no finer type.",
+    ]  # fmt: skip
+    sites = [s for s in ("jhu", "pbc") if s in real["types"]["by_site"]]
+    classes = {c for s in sites for c in real["types"]["by_site"][s]["per_class"]}
+    order = [c for c in (*vocabulary.load().types, *vocabulary.load().parents) if c in classes]
+    rows = []
+    for code in order:
+        row: list[Any] = [code]
+        for site in sites:
+            figures = real["types"]["by_site"][site]["per_class"].get(code)
+            row += (
+                [figures["support"], _interval(figures["sensitivity"]), _interval(figures["ppv"])]
+                if figures
+                else ["–"] * 3
+            )
+        rows.append(row)
+    parts.append(_table(["type", *(f"{s} {what}" for s in sites for what in ("n", "sensitivity", "PPV"))], rows))
+    rows = [
+        [name, c["support"], _interval(c["accuracy"]), _interval(c["macro_f1"]), f"{c['majority_rate']:.3f}",
+         f"{c['type_only']['accuracy']:.3f}" if c.get("type_only") else "–", c["readers"]["agreement"] if c.get("readers") else "–",
+         "yes" if c.get("beats_type_only") else "no"]
+        for name, c in real["characteristics"].items() if c.get("support") and c.get("accuracy")
+    ]  # fmt: skip
+    parts.append(
+        _table(
+            [
+                "characteristic (PBC)",
+                "n",
+                "accuracy",
+                "macro F1",
+                "majority",
+                "type alone",
+                "readers agree",
+                "beats type alone",
+            ],
+            rows,
+        )
+    )
+    rows = [
+        [f"{trained} alone", site, c["cells"], c["accuracy"], c["accuracy_by_parents"]]
+        for trained in ("pbc", "jhu")
+        for site, c in found.get(f"cross-{trained}", {}).get("common_types", {}).items()
+    ]
+    if rows:
+        parts.append("The fall between laboratories, over the ten types that both have (`make real-cross`):")
+        parts.append(_table(["trained on", "tested on", "cells", "accuracy", "by parents"], rows))
+    return "\n\n".join(parts)
+
+
+def written(readme: str) -> str:
+    """The README with its tables made anew."""
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{render()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["record"])
+    if parser.parse_args().what == "record":
+        for name in COMMANDS:
+            if (PRODUCT / ".work" / name / "package" / "lineage.json").exists():
+                record(name)
+    readme = PRODUCT / "README.md"
+    readme.write_text(written(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
