@@ -26,7 +26,8 @@ def provenance(data: Path | None, command: str | None = None) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit,
-        "command": command or f"python -m {main.name if main else Path(sys.argv[0]).name} DATA_SET",
+        "command": command
+        or f"python -m {main.name if main else Path(sys.argv[0]).name}" + (" DATA_SET" if data else ""),
         "data_digest": dataset.digest(dataset.index(data, ["sha256"])) if data else None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "ray", "timm", "onnxruntime", "numpy")},

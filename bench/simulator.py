@@ -5,20 +5,15 @@ Types are trained at one site and scored on held-out patients there and at the o
 on the training patients of both sites and scored on held-out patients by the share of pairs of cells *of the same type*
 that are put in the right order (0.5 is chance, so knowing the type alone earns nothing). Intervals resample patients.
 
-    OMP_NUM_THREADS=1 python bench/simulator.py
+    OMP_NUM_THREADS=1 python -m bench.simulator
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +27,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from bench.results import write
 from smearline import sites, vocabulary
 from smearline.simulator import simulate
 
@@ -43,14 +39,12 @@ SITES = ("sim_north", "sim_south")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("bench/results/simulator.json"))
     parser.add_argument("--patients", type=int, default=48, help="per site; every third is held out")
     parser.add_argument("--cells", type=int, default=50, help="per smear")
     parser.add_argument("--seed", type=int, default=31, help="2025 was used while the drawing was tuned; take another")
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         drawing = time.process_time()
         laboratories = [sites.load(name) for name in SITES]
@@ -73,24 +67,7 @@ def main() -> None:
         "type_accuracy": _types(cells, features),
         "characteristics": _characteristics(cells, features),
     }
-    found |= {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": commit,
-        "command": "OMP_NUM_THREADS=1 python " + " ".join(sys.argv),
-        "cpu_seconds": round(time.process_time() - started),
-        "versions": {
-            "python": platform.python_version(),
-            **{m.__name__: m.__version__ for m in (np, torch, timm, pd)},
-            "machine": platform.machine(),
-        },
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(
-        json.dumps({k: found[k] for k in ("images_per_cpu_second", "bytes_per_image", "type_accuracy", "cpu_seconds")})
-    )
-    for name, row in found["characteristics"].items():
-        print(f"{name:30} {row['within_type_auc']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  {row['num_held_out']}")
+    write("simulator", found | {"cpu_seconds": round(time.process_time() - started)})
 
 
 def _features(folder: Path, cells: pd.DataFrame) -> NDArray[np.float32]:

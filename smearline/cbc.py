@@ -100,6 +100,15 @@ def reason_missing(raw: str, mark: str = "") -> str | None:
     return None
 
 
+def _parameter(column: str) -> tuple[str, str]:
+    """(name, unit) of a column: '[NE-SSC(ch)]' is ('[NE-SSC]', 'ch'). Flags, 'Q-Flag(Blasts?)' and 'IP SUS(WBC)Blasts?',
+    carry no unit: their brackets are part of the name."""
+    match = None if column.startswith(("Q-Flag", "IP ")) else _NAME.match(column)
+    if match is None:
+        return column, ""
+    return (f"[{match['name']}]" if match["open"] else match["name"]), match["unit"] or ""
+
+
 def read_sysmex_xn(path: Path) -> pd.DataFrame:
     """A row a value: sample, patient, sampled_at, parameter, unit, value, raw, mark, reason. Identifiers are raw.
 
@@ -120,8 +129,7 @@ def read_sysmex_xn(path: Path) -> pd.DataFrame:
                 continue
             following = names[position + 1] if position + 1 < len(names) else ""
             mark = record[following].strip() if following.endswith("/M") else ""
-            match = _NAME.match(column)
-            assert match is not None
+            parameter, unit = _parameter(column)
             raw = record[column].strip()
             reason = reason_missing(raw, mark)
             rows.append(
@@ -129,8 +137,8 @@ def read_sysmex_xn(path: Path) -> pd.DataFrame:
                     sample=record["Sample No."].strip(),
                     patient=record.get("Patient ID", "").strip(),
                     sampled_at=None if pd.isna(sampled) else sampled.to_pydatetime(),
-                    parameter=f"[{match['name']}]" if match["open"] else match["name"],
-                    unit=match["unit"] or "",
+                    parameter=parameter,
+                    unit=unit,
                     value=None if reason else float(raw),
                     raw=raw,
                     mark=mark,

@@ -13,9 +13,9 @@ from smearline.errors import ImportSourceError
 
 EXPORT = (
     "Sample No.,Patient ID,Date,Time,WBC(10^9/L),WBC(10^9/L)/M,HGB(g/dL),HGB(g/dL)/M,PLT(10^9/L),PLT(10^9/L)/M,"
-    "[NE-SSC(ch)],[NE-SSC(ch)]/M,IP SUS(WBC)Blasts?\n"
-    "S1,P1,2026/01/02,03:04:05,6.1,,13.2,+,----,,151.2,,0\n"
-    "S2,P2,2026/01/02,03:05:05,++++,,ERROR,,210,*,,,1\n"
+    "[NE-SSC(ch)],[NE-SSC(ch)]/M,IP SUS(WBC)Blasts?,Q-Flag(Blasts?),Q-Flag(Left Shift?)\n"
+    "S1,P1,2026/01/02,03:04:05,6.1,,13.2,+,----,,151.2,,0,110,20\n"
+    "S2,P2,2026/01/02,03:05:05,++++,,ERROR,,210,*,,,1,,\n"
 )
 
 
@@ -46,6 +46,8 @@ def test_an_export_becomes_a_row_a_value(tmp_path: Path):
     assert found.loc[("S1", "PLT"), "reason"] == "not_determined"
     assert pd.isna(found.loc[("S2", "PLT"), "value"]), "a value marked unreliable is no value"
     assert found.loc[("S2", "PLT"), "raw"] == "210"
+    assert found.loc[("S1", "Q-Flag(Blasts?)"), "value"] == 110
+    assert found.loc[("S1", "Q-Flag(Left Shift?)"), "value"] == 20, "flags are not thrown together"
     assert found.loc[("S1", "[NE-SSC]"), "value"] == 151.2, "research parameters keep their brackets"
 
 
@@ -54,7 +56,7 @@ def test_identifiers_of_an_export_become_pseudonyms(tmp_path: Path, sites_folder
     count = cbc.import_counts([tmp_path / "xn.csv"], sites.load("lab"), b"k" * 32, tmp_path / "cbc")
     (path,) = (tmp_path / "cbc").glob("*.parquet")
     table = pd.read_parquet(path)
-    assert count == table["value"].notna().sum() == 5
+    assert count == table["value"].notna().sum() == 7
     assert not set(table["patient"]) & {"P1", "P2"}
     assert table.groupby("patient")["smear"].nunique().eq(1).all()
 
