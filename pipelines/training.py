@@ -133,7 +133,7 @@ def start_ray(train: settings.TrainSettings) -> None:
         num_cpus=max(os.cpu_count() or 1, needed),
         include_dashboard=False,
         runtime_env={"env_vars": here},
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
         object_store_memory=256 * 2**20,
     )

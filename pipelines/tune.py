@@ -27,7 +27,7 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
         "train": {
             "lr": trial.suggest_float("lr", 2e-4, 4e-3, log=True),
             "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.1, log=True),
-            "stain_jitter": trial.suggest_float("stain_jitter", 0.05, 0.5),
+            "stain_jitter": trial.suggest_float("stain_jitter", 0.3, 2.0),
             "balance": trial.suggest_float("balance", 0.2, 0.8),
         }
     }

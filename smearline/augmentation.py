@@ -7,33 +7,33 @@ so that they do not depend on the number of workers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+SCALE = 1.15
+"""Largest change of size, up or down."""
+SHIFT = 0.04
+"""Largest shift, in parts of the network's field (1 um of 25)."""
+
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for B images, uniform in 0..1 or standard normal."""
+    """Random numbers for B images."""
 
-    geometry: Tensor  # B x 6: angle, flip, scale, aspect, shift x, shift y; uniform
-    stain: Tensor  # B x 3 x 4: OD gain of each channel, mixing of the channels; normal
-    light: Tensor  # B x 8: brightness, contrast, white point R G B; normal; blur, noise; uniform
+    uniform: Tensor  # B x 15, in -1..1
+    normal: Tensor  # B x 3 x 3, standard normal
 
     @classmethod
     def of(cls, batch: int, seed: int, step: int) -> Draws:
         generator = torch.Generator().manual_seed((seed << 32) + step)
-        return cls(
-            torch.rand(batch, 6, generator=generator),
-            torch.randn(batch, 3, 4, generator=generator),
-            torch.cat([torch.randn(batch, 6, generator=generator), torch.rand(batch, 2, generator=generator)], dim=1),
-        )
+        return cls(torch.rand(batch, 15, generator=generator) * 2 - 1, torch.randn(batch, 3, 3, generator=generator))
 
     def cut(self, rank: int, workers: int, device: torch.device) -> Draws:
         """This rank's part: every `workers`-th image."""
-        return Draws(*(getattr(self, f.name)[rank::workers].to(device, non_blocking=True) for f in fields(self)))
+        return Draws(*(t[rank::workers].to(device, non_blocking=True) for t in (self.uniform, self.normal)))
 
 
 def augment(images_BHWC: Tensor, draws: Draws, out_px: int, margin: float, stain_jitter: float) -> Tensor:
@@ -41,38 +41,43 @@ def augment(images_BHWC: Tensor, draws: Draws, out_px: int, margin: float, stain
 
     Args:
         images_BHWC: B x S x S x 3, uint8; a field `margin` times as wide as the network's.
-        stain_jitter: standard deviation of the change of each channel's optical density, relative.
+        stain_jitter: strength of the change of colour in optical density; 0 leaves it, 1 changes each channel's density
+            by up to about 40 %.
     """
     images = images_BHWC.permute(0, 3, 1, 2).float() / 255.0
-    images = _resample(images, draws.geometry, out_px, margin)
-    density = -torch.log(images.clamp(min=1 / 255))
-    gain = torch.exp(stain_jitter * draws.stain[:, :, 0])[:, :, None, None]
-    mixing = torch.eye(3, device=images.device) + 0.25 * stain_jitter * draws.stain[:, :, 1:]
-    density = torch.einsum("bij,bjhw->bihw", mixing, density * gain)
-    white = 0.06 * draws.light[:, 2:5] + 0.05 * draws.light[:, :1]
-    images = torch.exp(-density.clamp(min=-0.1) + white[:, :, None, None])
-    contrast = torch.exp(0.1 * draws.light[:, 1])[:, None, None, None]
-    centre = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = _blur((images - centre) * contrast + centre, draws.light[:, 6])
-    return images.clamp(0.0, 1.0)
+    images = _turn(images, draws.uniform[:, 10:15], out_px, margin)
+    images = _stain(images, draws, stain_jitter)
+    return _blur(images, draws.uniform[:, 9]).clamp(0.0, 1.0)
 
 
-def _resample(images: Tensor, geometry: Tensor, out_px: int, margin: float) -> Tensor:
-    angle = 2 * math.pi * geometry[:, 0]
-    flip = torch.where(geometry[:, 1] < 0.5, -1.0, 1.0)
-    scale = torch.exp((geometry[:, 2] - 0.5) * 0.3) / margin
-    aspect = torch.exp((geometry[:, 3] - 0.5) * 0.12)
-    shift = (geometry[:, 4:6] - 0.5) * 0.12
+def _turn(images: Tensor, uniform: Tensor, out_px: int, margin: float) -> Tensor:
+    """Any angle, mirrored or not, a little larger or smaller, a little off the centre."""
+    angle = math.pi * uniform[:, 0]
+    mirror = torch.where(uniform[:, 1] < 0, -1.0, 1.0)
+    scale = torch.exp(uniform[:, 2] * math.log(SCALE)) / margin
+    shift = uniform[:, 3:5] * 2 * SHIFT / margin
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    rows = [
-        torch.stack([cos * flip * aspect, -sin / aspect, shift[:, 0]], 1),
-        torch.stack([sin * flip * aspect, cos / aspect, shift[:, 1]], 1),
-    ]
-    grid = functional.affine_grid(torch.stack(rows, 1), [len(images), 3, out_px, out_px], align_corners=False)
+    rows = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1
+    )
+    grid = functional.affine_grid(rows, [len(images), 3, out_px, out_px], align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+def _stain(images: Tensor, draws: Draws, strength: float) -> Tensor:
+    """Beer-Lambert: density D = -log I; D' = (M D + offset) ** gamma, with a random gain, mixing, offset and gamma."""
+    u = draws.uniform * strength
+    gain = torch.exp(0.15 * u[:, :1] + 0.22 * u[:, 1:4])
+    off_diagonal = 1 - torch.eye(3, device=images.device)
+    mixing = torch.diag_embed(gain) + 0.06 * strength * draws.normal * off_diagonal
+    offset = 0.08 * u[:, 4:5] + 0.06 * u[:, 5:8]
+    gamma = torch.exp(0.2 * u[:, 8])[:, None, None, None]
+    density = torch.einsum("bij,bjhw->bihw", mixing, -torch.log(images.clamp(min=1 / 255)))
+    density = (density + offset[:, :, None, None]).clamp(min=1e-4)
+    return torch.exp(-(density**gamma))
+
+
 def _blur(images: Tensor, amount: Tensor) -> Tensor:
-    """A third of the images loses sharpness: a blend with their 3 x 3 mean."""
-    weight = ((amount - 0.67).clamp(min=0) * 3.0)[:, None, None, None]
+    """One image in six loses sharpness: a blend with its 3 x 3 mean."""
+    weight = ((amount - 0.67) * 3.0).clamp(0.0, 1.0)[:, None, None, None]
     return images + weight * (functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False) - images)

@@ -54,7 +54,7 @@ class TrainSettings(_Section):
     ema_decay: float = Field(ge=0, lt=1)
     balance: float = Field(ge=0, le=1)
     characteristics_weight: float = Field(ge=0)
-    stain_jitter: float = Field(ge=0, lt=1)
+    stain_jitter: float = Field(ge=0, le=3)
     max_failures: int = Field(ge=0)
 
     def model_post_init(self, _: Any) -> None:
