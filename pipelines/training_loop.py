@@ -104,6 +104,8 @@ class _Run:
     def epoch(self, epoch: int) -> float:
         """Train one epoch; returns the mean loss of this rank."""
         self.network.train()
+        if self.params.model.frozen_batch_norm:
+            freeze_batch_norm(self.network)
         losses: list[Tensor] = []
         said = time.monotonic()
         for step, crops, allowed, values in self.batches(epoch):
@@ -194,6 +196,17 @@ def train_loop(config: dict[str, Any]) -> None:
                 figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
                 run.say(f"epoch {epoch + 1}/{run.train.epochs}: {figures}")
             ray.train.report(row, checkpoint=made)
+
+
+def freeze_batch_norm(network: torch.nn.Module) -> None:
+    """Normalise by the running statistics, as in service, and leave them as they are; scale and bias still learn.
+
+    Statistics of the batch carry the laboratory's colours (Tsutsui 2023, arXiv 2303.01777); and without them a batch
+    cut among several workers gives the same gradient as the whole.
+    """
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def _average(decay: float) -> Callable[..., None]:

@@ -103,6 +103,11 @@ def site_new(
         identifiers=identifiers,
     )
     print(f"wrote {path}: complete it (laboratory, scanner, stain, where the scale comes from), then import")
+    if microns_per_px is None:
+        print(
+            f"its scale is not known: {assumed_microns_per_px or sites.ASSUMED_MICRONS_PER_PX} um/px is assumed, and predictions "
+            "are flagged scale_assumed, until microns_per_px is given (from the scanner's manual or a calibration slide)"
+        )
 
 
 @site_app.command("list")

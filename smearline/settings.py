@@ -37,6 +37,7 @@ class ImageSettings(_Section):
 class ModelSettings(_Section):
     backbone: str
     weights: str
+    frozen_batch_norm: bool
     embedding_dim: int = Field(ge=8, le=512)
 
 

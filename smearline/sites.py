@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from smearline.errors import SiteError, nearest
 
 SITES_VARIABLE = "SMEARLINE_SITES"
+ASSUMED_MICRONS_PER_PX = 0.1
+"""The fallback that a new site starts with where no scale is given: that of CellaVision exports such as PBC's."""
 
 
 class Site(BaseModel):
@@ -99,18 +101,17 @@ def new(name: str, folder: Path | None = None, **fields: Any) -> Path:
     if path.exists():
         raise SiteError(f"{path} exists already; edit it")
     given = {k: v for k, v in fields.items() if v is not None}
-    if "microns_per_px" not in given and "assumed_microns_per_px" not in given:
-        raise SiteError(
-            "give --microns-per-px (from the scanner's manual or a calibration slide), or, where the scale is unknown, "
-            "--assumed-microns-per-px; predictions of such a site are flagged scale_assumed"
-        )
+    if "microns_per_px" not in given:
+        given.setdefault("assumed_microns_per_px", ASSUMED_MICRONS_PER_PX)
     defaults: dict[str, Any] = {
         "name": name,
         "laboratory": "unknown",
         "scanner": "unknown",
         "stain": "unknown",
         "microns_per_px": None,
-        "scale_source": "given by the user at 'smearline site new'" if "microns_per_px" in given else "assumed",
+        "scale_source": "given at 'smearline site new'"
+        if "microns_per_px" in given
+        else "not known; assumed, correct it",
         "origin": "real",
         "use": "research",
         "identifiers": "private",

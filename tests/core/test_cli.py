@@ -34,7 +34,7 @@ def test_a_users_mistake_is_one_message_without_a_trace(tmp_path: Path, sites_fo
             ["evaluate", "--model", str(tmp_path), "--cells", str(tmp_path), "--out", str(tmp_path / "o")],
             "is no model folder",
         ),
-        (["site", "new", "x"], "--microns-per-px"),
+        (["site", "new", "Bad Name"], "pattern"),
     ):
         done = smearline(*arguments)
         assert done.returncode == 2, arguments

@@ -24,8 +24,9 @@ def test_a_new_site_is_written_and_not_overwritten(sites_folder: Path):
 
 
 def test_a_site_without_a_scale_needs_a_stated_fallback(sites_folder: Path):
-    with pytest.raises(SiteError, match="--microns-per-px"):
-        sites.new("nowhere")
+    sites.new("somewhere")
+    assert (sites.load("somewhere").microns_per_px, sites.load("somewhere").assumed_microns_per_px) == (None, 0.1)
+    assert "correct it" in sites.load("somewhere").scale_source
     with pytest.raises(SiteError, match="pattern"):
         sites.new("Bad Name", microns_per_px=0.1)
     sites.new("nowhere", assumed_microns_per_px=0.1)
