@@ -14,7 +14,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -187,14 +187,21 @@ def read_tables(directory: Path, pattern: str, schema: pa.Schema) -> pd.DataFram
     return pa.concat_tables(tables).to_pandas()
 
 
-def merge_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema, key: Sequence[str]) -> pd.DataFrame:
-    """Add rows to a small table, skipping those whose key stands there already; returns the whole table."""
+def merge_rows(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    schema: pa.Schema,
+    key: Sequence[str],
+    keep: Literal["first", "last"] = "first",
+) -> pd.DataFrame:
+    """Add rows to a small table; of rows with the same key the first (or the last) stays. Returns the whole table."""
     old = pq.read_table(path, schema=schema) if path.exists() else schema.empty_table()
     new = pa.Table.from_pylist(list(rows), schema=schema)
-    frame = pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep="first", ignore_index=True)
-    if len(frame) != len(old) or not path.exists():
-        if schema is LABELS:
-            frame["conflicted"] = _conflicted(frame)
+    frame = pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep=keep)
+    frame = frame.reset_index(drop=True) if keep == "first" else frame.sort_values(list(key), ignore_index=True)
+    if schema is LABELS:
+        frame["conflicted"] = _conflicted(frame)
+    if not path.exists() or not frame.equals(old.to_pandas()):
         write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path, compression="zstd")
     return frame
 

@@ -54,7 +54,6 @@ class Table(BaseModel):
     characteristics: bool = False
     """Whether columns named like a characteristic are labels of it."""
     per: Literal["file", "patient"] = "file"
-    labelled_by: str | None = None
 
 
 class Source(BaseModel):

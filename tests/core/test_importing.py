@@ -108,12 +108,41 @@ def test_a_killed_import_is_completed_by_running_it_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(importing, "_store_labels", killed)
+        patch.setattr(importing._Import, "store", killed)
         with pytest.raises(KeyboardInterrupt):
             run("folder", folder, tmp_path / "d")
     run("folder", folder, tmp_path / "d")
     pd.testing.assert_frame_equal(dataset.read_labels(tmp_path / "d"), dataset.read_labels(tmp_path / "whole"))
     assert len(dataset.index(tmp_path / "d")) == 3
+
+
+def test_a_file_that_cannot_be_read_is_not_nothing(folder: Path, tmp_path: Path):
+    (folder / "blast" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.found, report.quarantined) == (4, {"unreadable": 1})
+
+
+def test_the_same_files_from_one_level_up_are_the_same_files(folder: Path, tmp_path: Path):
+    run("folder", folder, tmp_path / "d")
+    report = run("folder", folder.parent, tmp_path / "d", site="lab")
+    assert (report.imported, report.already_there, report.quarantined["duplicate"]) == (0, 3, 0)
+
+
+def test_a_diagnosis_that_comes_later_is_taken(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,patient,smear\nblast/c.jpg,p1,s1\n")
+    run("folder", folder, tmp_path / "d")
+    put(folder / "patients.csv", "patient,diagnosis\np1,AML\n")
+    run("folder", folder, tmp_path / "d")
+    patients = dataset.read_tables(tmp_path / "d", "labels/patients-*.parquet", dataset.PATIENTS)
+    assert patients["diagnosis"].tolist() == ["AML"]
+    put(folder / "patients.csv", "patient,diagnosis\np1,flu\n")
+    with pytest.raises(VocabularyError, match="diagnosis 'flu' is not known"):
+        run("folder", folder, tmp_path / "d")
+
+
+def test_a_date_that_is_none_is_quarantined(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,acquired_at\nblast/c.jpg,yesterday noon\n")
+    assert run("folder", folder, tmp_path / "d").quarantined == {"bad_table_value": 1}
 
 
 def test_an_unmapped_class_stops_the_import_and_names_the_nearest(folder: Path, tmp_path: Path):

@@ -76,7 +76,6 @@ def workspace(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shell(folder, "git", "add", "-A")
     shell(folder, "git", "commit", "-q", "-m", "a run")
     dvc(folder, "push", "-q")
-    dvc(folder, "push", "-q", "--run-cache")
     return folder
 
 
