@@ -50,7 +50,7 @@ def fit(
         frame: `dataset.labelled_index` with `scale` (um/px) and `split`.
     """
     types, characteristics = reader.trainable(frame[frame["split"] == "train"])
-    name = _run_name(frame, params)
+    name = run_name(frame, params)
     storage = RUNS.resolve()
     cells = storage / f"{name}.cells.parquet"
     storage.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def digest_of(params: settings.Settings) -> str:
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 
-def _run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
+def run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
     code = [Path(module.__file__ or "").read_bytes() for module in (augmentation, reader, recogniser)] + [
         Path(__file__).read_bytes()
     ]

@@ -15,7 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from pipelines import training
 from pipelines.cells import OVERLAY, split_cells
-from smearline import dataset, settings
+from smearline import settings
+from smearline.errors import DataError
 
 TRIALS = OVERLAY.with_name("trials.csv")
 _METRIC = "val_balanced_accuracy"
@@ -36,17 +37,20 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
 def search(params: settings.Settings) -> tuple[dict[str, Any], pd.DataFrame]:
     """The best overlay and a row a trial."""
     frame = split_cells(params)
-    name = f"{dataset.digest(frame)[:12]}-{training.digest_of(params)[:12]}"
+    if not (frame["split"] == "val").any():
+        raise DataError("a search is judged on validation cells, and there are none: give split.val more than 0")
+    name = training.run_name(frame, params)
     training.RUNS.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=name,
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(training.RUNS / f"{name}.study"))),
-        sampler=optuna.samplers.TPESampler(seed=params.tune.seed),
         direction="maximize",
         load_if_exists=True,
     )
     ended = (optuna.trial.TrialState.COMPLETE,)
     while len(study.get_trials(states=ended)) < params.tune.trials:
+        # A search that goes on draws what comes next, not its first draws again.
+        study.sampler = optuna.samplers.TPESampler(seed=params.tune.seed + len(study.trials))
         trial = study.ask()
         overlay = suggest(trial)
         tried = settings.overlaid(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 
 from smearline import pseudonyms
-from smearline.dataset import write_table
 from smearline.errors import ImportSourceError
 from smearline.sites import Site
 
@@ -72,6 +71,7 @@ HEADER = [
     "Positive(Morph.)",
     "Positive(Count)",
 ]
+_HEADER = {name.casefold() for name in HEADER}
 _NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)(?:\((?P<unit>[^()]*)\))?\]?$")
 _LOW_RELIABILITY = ("*", "@")
 
@@ -96,7 +96,7 @@ def reason_missing(raw: str, mark: str = "") -> str | None:
     try:
         float(raw)
     except ValueError:
-        return "not_a_number"
+        return "text_not_kept"
     return None
 
 
@@ -109,13 +109,28 @@ def _parameter(column: str) -> tuple[str, str]:
     return (f"[{match['name']}]" if match["open"] else match["name"]), match["unit"] or ""
 
 
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def read_sysmex_xn(path: Path) -> pd.DataFrame:
     """A row a value: sample, patient, sampled_at, parameter, unit, value, raw, mark, reason. Identifiers are raw.
 
     Raises:
         ImportSourceError: the file is no such export.
     """
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    try:
+        text = path.read_bytes()
+        decoded = text.decode("utf-8-sig") if _is_utf8(text) else text.decode("cp1252")
+        head = decoded.split("\n", 1)[0]
+        separator = max(",;\t", key=head.count)
+        frame = pd.read_csv(io.StringIO(decoded), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise ImportSourceError(f"{path.name} cannot be read as an analyser's export: {error}") from error
     if "Sample No." not in frame.columns:
         raise ImportSourceError(f"{path.name} has no column 'Sample No.', so it is no Sysmex XN export")
     rows: list[dict[str, Any]] = []
@@ -125,7 +140,7 @@ def read_sysmex_xn(path: Path) -> pd.DataFrame:
             f"{record.get('Date', '')} {record.get('Time', '')}".strip(), utc=True, errors="coerce"
         )
         for position, column in enumerate(names):
-            if column in HEADER or column.endswith("/M") or column.startswith("Judgment"):
+            if column.strip().casefold() in _HEADER or column.endswith("/M") or column.startswith("Judgment"):
                 continue
             following = names[position + 1] if position + 1 < len(names) else ""
             mark = record[following].strip() if following.endswith("/M") else ""
@@ -140,7 +155,8 @@ def read_sysmex_xn(path: Path) -> pd.DataFrame:
                     parameter=parameter,
                     unit=unit,
                     value=None if reason else float(raw),
-                    raw=raw,
+                    # Text that is neither a number nor a sentinel may be a name, under whatever heading: not kept.
+                    raw=None if reason == "text_not_kept" else raw,
                     mark=mark,
                     reason=reason,
                 )
@@ -148,26 +164,20 @@ def read_sysmex_xn(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def import_counts(paths: Sequence[Path], site: Site, key: bytes, into: Path) -> int:
-    """Read exports into `into`, one Parquet file each, named by its content; returns the number of values with a number."""
-    num_values = 0
-    for path in paths:
-        found = read_sysmex_xn(path)
-        target = into / f"{site.name}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.parquet"
-        num_values += int(found["value"].notna().sum())
-        if target.exists():
-            continue
-        table = found.assign(
-            site=site.name,
-            origin=site.origin,
-            patient=_pseudonyms(found["patient"], site, "patient", key),
-            smear=_pseudonyms(found["sample"], site, "smear", key),
-        )
-        write_table(
-            pa.Table.from_pandas(table[COUNTS.names], schema=COUNTS, preserve_index=False), target, compression="zstd"
-        )
-    into.mkdir(parents=True, exist_ok=True)
-    return num_values
+KEY = ["site", "smear", "sampled_at", "parameter"]
+"""Of a value: what says it again adds nothing."""
+
+
+def read_counts(path: Path, site: Site, key: bytes) -> list[dict[str, Any]]:
+    """An export as rows of COUNTS, identifiers as pseudonyms. Raises ImportSourceError as `read_sysmex_xn`."""
+    found = read_sysmex_xn(path)
+    table = found.assign(
+        site=site.name,
+        origin=site.origin,
+        patient=_pseudonyms(found["patient"], site, "patient", key),
+        smear=_pseudonyms(found["sample"], site, "smear", key),
+    )[COUNTS.names].astype(object)
+    return [dict(row) for row in table.where(table.notna(), None).to_dict("records")]
 
 
 def _pseudonyms(values: Iterable[str], site: Site, kind: str, key: bytes) -> list[str | None]:

@@ -63,7 +63,7 @@ def import_(
     """Import images, labels and blood counts: every file ends up in the data set or in quarantine, with its reason."""
     from smearline import importing, sites, sources
 
-    classes = {str(k): str(v) for k, v in yaml.safe_load(map_.read_text(encoding="utf-8")).items()} if map_ else None
+    classes = _class_map(map_) if map_ else None
     with _progress(f"import {source}") as progress:
         report = importing.import_source(
             sources.load(source, classes),
@@ -74,6 +74,15 @@ def import_(
             progress=progress,
         )
     print(report)
+
+
+def _class_map(path: Path) -> dict[str, str | None]:
+    from smearline.errors import ImportSourceError
+
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(given, dict):
+        raise ImportSourceError(f"--map {path} holds no 'class: CODE' lines (CODE may be null: no label)")
+    return {str(k): None if v is None else str(v) for k, v in given.items()}
 
 
 @site_app.command("new")
@@ -205,7 +214,7 @@ def main() -> None:
     """Entry point: an error that is the user's is one message, without a trace."""
     try:
         app()
-    except SmearlineError as error:
+    except (SmearlineError, OSError, yaml.YAMLError) as error:
         print(f"smearline: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

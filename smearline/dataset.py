@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,15 +193,19 @@ def merge_rows(
     schema: pa.Schema,
     key: Sequence[str],
     keep: Literal["first", "last"] = "first",
+    drop: Callable[[Any], bool] | None = None,
 ) -> pd.DataFrame:
-    """Add rows to a small table; of rows with the same key the first (or the last) stays. Returns the whole table."""
-    old = pq.read_table(path, schema=schema) if path.exists() else schema.empty_table()
+    """Add rows to a small table, without the old ones that `drop` picks (by attribute); of rows with the same key the
+    first (or the last) stays. Returns the whole table."""
+    was = old = pq.read_table(path, schema=schema) if path.exists() else schema.empty_table()
+    if drop is not None:
+        old = old.filter([not drop(row) for row in old.to_pandas().itertuples()]) if len(old) else old
     new = pa.Table.from_pylist(list(rows), schema=schema)
     frame = pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep=keep)
     frame = frame.reset_index(drop=True) if keep == "first" else frame.sort_values(list(key), ignore_index=True)
     if schema is LABELS:
         frame["conflicted"] = _conflicted(frame)
-    if not path.exists() or not frame.equals(old.to_pandas()):
+    if not path.exists() or not frame.equals(was.to_pandas()):
         write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path, compression="zstd")
     return frame
 
@@ -211,8 +215,9 @@ def labels_path(directory: Path, site: str) -> Path:
 
 
 def read_labels(directory: Path) -> pd.DataFrame:
-    """All labels, long form (LABELS)."""
-    return read_tables(cells_folder(directory).parent, "labels/cells-*.parquet", LABELS)
+    """All labels, long form (LABELS); an image may be labelled at two sites, so `conflicted` is worked out over all."""
+    labels = read_tables(cells_folder(directory).parent, "labels/cells-*.parquet", LABELS)
+    return labels.assign(conflicted=_conflicted(labels))
 
 
 def _conflicted(labels: pd.DataFrame) -> pd.Series:

@@ -35,13 +35,19 @@ def unit_vectors(thumbnails: Sequence[bytes]) -> NDArray[np.float32]:
 def pairs(thumbnails: Sequence[bytes], min_correlation: float = MIN_CORRELATION) -> NDArray[np.int64]:
     """All pairs (P x 2 positions, first < second) whose thumbnails correlate at least so much."""
     vectors = unit_vectors(thumbnails)
+    told_apart = np.flatnonzero(vectors.any(axis=1))  # a flat picture is like nothing
+    if len(told_apart) < 2:
+        return np.empty((0, 2), np.int64)
     size = THUMBNAIL_PX
-    spectrum = dctn(vectors.reshape(-1, size, size), axes=(1, 2), norm="ortho")
-    low = spectrum[:, :_QUERY_COEFFICIENTS, :_QUERY_COEFFICIENTS].reshape(len(vectors), -1)[:, 1:]
+    spectrum = dctn(vectors[told_apart].reshape(-1, size, size), axes=(1, 2), norm="ortho")
+    low = spectrum[:, :_QUERY_COEFFICIENTS, :_QUERY_COEFFICIENTS].reshape(len(told_apart), -1)[:, 1:]
     radius = float(np.sqrt(2.0 * (1.0 - min_correlation))) * 1.0001
-    candidates = cKDTree(low).query_pairs(radius, output_type="ndarray")
-    correlation = np.einsum("ij,ij->i", vectors[candidates[:, 0]], vectors[candidates[:, 1]])
-    return np.asarray(candidates[correlation >= min_correlation], np.int64)
+    candidates = told_apart[cKDTree(low).query_pairs(radius, output_type="ndarray")]
+    confirmed = [
+        part[np.einsum("ij,ij->i", vectors[part[:, 0]], vectors[part[:, 1]]) >= min_correlation]
+        for part in np.array_split(candidates, len(candidates) // 100_000 + 1)
+    ]
+    return np.asarray(np.concatenate(confirmed), np.int64)
 
 
 def groups(count: int, linked: NDArray[np.int64]) -> NDArray[np.int64]:

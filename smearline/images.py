@@ -6,13 +6,14 @@ Arrays are H x W x 3, uint8, RGB.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from smearline.errors import ImageError
 
@@ -28,22 +29,28 @@ def check(data: bytes) -> UInt8Array:
     """Decode strictly, for import.
 
     Raises:
-        ImageError: reason 'empty', 'unreadable', 'truncated', 'too_small' or 'too_large'.
+        ImageError: reason 'empty', 'unreadable', 'truncated', 'too_small', 'too_large' or
+            'several_pictures'.
     """
     if not data:
         raise ImageError("empty", "0 bytes")
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if min(width, height) < MIN_SIDE_PX:
-                raise ImageError("too_small", f"{width}x{height} px; at least {MIN_SIDE_PX} px a side")
             if width * height > MAX_PIXELS:
                 raise ImageError("too_large", f"{width}x{height} px; at most {MAX_PIXELS} pixels")
+            if getattr(image, "n_frames", 1) > 1:
+                raise ImageError("several_pictures", f"{getattr(image, 'n_frames', 1)} pictures in one file")
             image.load()
-            return _opaque_rgb(image)
+            pixels = _opaque_rgb(image)
+    except UnidentifiedImageError as error:
+        raise ImageError("unreadable", "no image format that is known") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = "truncated" if "truncat" in str(error) or "incomplete" in str(error) else "unreadable"
         raise ImageError(reason, str(error)[:200]) from error
+    if min(pixels.shape[:2]) < MIN_SIDE_PX:
+        raise ImageError("too_small", f"{pixels.shape[1]}x{pixels.shape[0]} px; at least {MIN_SIDE_PX} px a side")
+    return pixels
 
 
 def decode(data: bytes) -> UInt8Array:
@@ -69,7 +76,7 @@ def _opaque_rgb(image: Image.Image) -> UInt8Array:
             raise ImageError("unreadable", "the alpha channel leaves no opaque pixel")
         rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
         return np.ascontiguousarray(rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, :3])
-    if image.mode in ("I;16", "I", "F"):
+    if image.mode.startswith(("I", "F")):
         raise ImageError("unreadable", f"pixel mode {image.mode} (more than 8 bits a channel) is not a stained smear's")
     return np.asarray(image.convert("RGB"))
 
@@ -106,25 +113,49 @@ def crop(image: UInt8Array, microns_per_px: float, field_um: float, out_px: int)
     return np.asarray(resized)
 
 
-def without_metadata(data: bytes) -> bytes:
-    """The same JPEG or PNG without EXIF, XMP, IPTC and comments, which may name a patient. Pixels are untouched."""
+def without_metadata(data: bytes, pixels: UInt8Array) -> bytes:
+    """The same picture without EXIF, XMP, IPTC, comments and trailing bytes, any of which may name a patient.
+
+    JPEG and PNG keep their own coding; BMP has no such fields; any other format (TIFF) becomes a PNG of `pixels`.
+    """
     if data[:2] == b"\xff\xd8":
         return b"".join(_jpeg_parts(data))
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return b"".join(_png_parts(data))
-    return data
+    if data[:2] == b"BM":
+        return data
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+_JPEG_KEPT = {0xE0, 0xE2, 0xEE}
+"""Of the application segments: JFIF, the colour profile, and Adobe's colour transform, without which pixels change."""
+_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
-    app1, app13, comment, start_of_scan = 0xE1, 0xED, 0xFE, 0xDA
     position = 2
     yield data[:2]
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != start_of_scan:
+    while position + 4 <= len(data):
+        if data[position] != 0xFF or data[position + 1] == 0xFF:
+            position += 1  # fill bytes
+            continue
+        marker = data[position + 1]
+        if marker == _JPEG_END:
+            break
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if data[position + 1] not in (app1, app13, comment):
+        if marker == _JPEG_SCAN:
+            found = _ENTROPY_END.search(data, end)
+            end = found.start() if found else len(data)
+        if marker in _JPEG_KEPT or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             yield data[position:end]
         position = end
-    yield data[position:]
+    yield b"\xff\xd9"
+
+
+_ENTROPY_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""The next marker behind coded data, in which 0xFF is followed by 0 or is a restart marker."""
 
 
 def _png_parts(data: bytes) -> Iterator[bytes]:
@@ -132,8 +163,11 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
     yield data[:8]
     while position + 8 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] not in (b"tEXt", b"iTXt", b"zTXt", b"eXIf"):
+        kind = data[position + 4 : position + 8]
+        if kind not in (b"tEXt", b"iTXt", b"zTXt", b"eXIf"):
             yield data[position:end]
+        if kind == b"IEND":
+            return
         position = end
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,17 @@ class RecognitionModel:
     def __init__(self, folder: Path, threads: int = 0) -> None:
         for name in (ONNX_FILE, CARD_FILE, SEEN_FILE):
             if not (folder / name).is_file():
-                raise ModelError(
-                    f"{folder} is no model folder: it has no {name} (make one with 'dvc repro train_cells')"
+                inside = (
+                    f"did you mean {folder / 'recogniser'}?"
+                    if (folder / "recogniser").is_dir()
+                    else "make one: dvc repro"
                 )
+                raise ModelError(f"{folder} is no model folder: it has no {name}; {inside}")
         self.folder = folder
-        self.card = ModelCard.model_validate(json.loads((folder / CARD_FILE).read_text(encoding="utf-8")))
+        try:
+            self.card = ModelCard.model_validate(json.loads((folder / CARD_FILE).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ModelError(f"{folder / CARD_FILE} is no model card: {error}") from error
         if self.card.contract != CONTRACT:
             raise ModelError(f"{folder} keeps the contract '{self.card.contract}'; this version reads '{CONTRACT}'")
         options = onnxruntime.SessionOptions()
@@ -73,7 +79,10 @@ class RecognitionModel:
         providers = [
             p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in onnxruntime.get_available_providers()
         ]
-        self._session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=providers)
+        try:
+            self._session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=providers)
+        except Exception as error:  # onnxruntime's own errors share no base class
+            raise ModelError(f"{folder / ONNX_FILE} cannot be loaded: {error}") from error
 
     @cached_property
     def seen(self) -> pd.DataFrame:
@@ -98,9 +107,16 @@ def scale_of(site: str, microns_per_px: float | None) -> tuple[float, bool]:
     """
     if microns_per_px is not None and not np.isnan(microns_per_px):
         return float(microns_per_px), False
-    fallback = sites.load(site).assumed_microns_per_px
-    assert fallback is not None, "a site without a scale states a fallback"
-    return fallback, True
+    file = _site(site)
+    if file.microns_per_px is not None:  # it has become known since the import
+        return file.microns_per_px, False
+    assert file.assumed_microns_per_px is not None, "Site holds one of the two"
+    return file.assumed_microns_per_px, True
+
+
+@lru_cache(maxsize=64)
+def _site(name: str) -> sites.Site:
+    return sites.load(name)
 
 
 def recognise(
@@ -177,4 +193,5 @@ def _frame(
         found |= {f"p_{name}_{value}": part[:, i] for i, value in enumerate(known)}
         start += len(known)
     found["scale_assumed"] = [r["scale_assumed"] for r in rows]
-    return pd.DataFrame(found)
+    text = ["sha256", "site", "patient", "smear", "predicted_type", *(f"c_{name}" for name in card.characteristics)]
+    return pd.DataFrame(found).astype(dict.fromkeys(text, "string"))

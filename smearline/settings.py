@@ -27,6 +27,10 @@ class SplitSettings(_Section):
     test_only_sites: tuple[str, ...] = ()
     near_duplicate_correlation: float = Field(gt=0.5, le=1)
 
+    def model_post_init(self, _: Any) -> None:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on")
+
 
 class ImageSettings(_Section):
     field_um: float = Field(gt=2, lt=200)
@@ -107,7 +111,13 @@ def load(path: Path = Path("params.yaml"), overlay: Path | None = None) -> Setti
             continue
         if not file.is_file():
             raise SettingsError(f"there is no {file} in {Path.cwd()}; run inside a workspace")
-        raw = overlaid(raw, yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        try:
+            given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{file} is no valid YAML: {error}") from error
+        if not isinstance(given, dict):
+            raise SettingsError(f"{file} holds a {type(given).__name__}, not sections of parameters")
+        raw = overlaid(raw, given)
     return check(raw, str(path))
 
 

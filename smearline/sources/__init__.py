@@ -50,6 +50,10 @@ class Table(BaseModel):
     header: tuple[str, ...] | None = None
     """Column names where the file has none."""
     separator: str = ","
+    blank: tuple[str, ...] = ()
+    """What stands for nothing."""
+    ignore: tuple[str, ...] = ()
+    """Columns (in lower case) that are known and not needed; any other unused one is reported."""
     required: bool = True
     characteristics: bool = False
     """Whether columns named like a characteristic are labels of it."""
@@ -72,8 +76,8 @@ class Source(BaseModel):
     smear_from: str | None = None
     microns_per_px: float | None = None
     """As the owner states it; must agree with the site's file."""
-    classes: dict[str, str] | None = None
-    """Class name to code. None: the vocabulary's own codes and aliases."""
+    classes: dict[str, str | None] | None = None
+    """Class name to code, or to null where it says nothing. None: the vocabulary's own codes and aliases."""
     labelled_by: str
     tables: tuple[Table, ...] = ()
     counts: str | None = None
@@ -81,17 +85,17 @@ class Source(BaseModel):
 
     @field_validator("classes")
     @classmethod
-    def _known_codes(cls, classes: dict[str, str] | None) -> dict[str, str] | None:
-        for code in (classes or {}).values():
+    def _known_codes(cls, classes: dict[str, str | None] | None) -> dict[str, str | None] | None:
+        for code in filter(None, (classes or {}).values()):
             vocabulary.load().children(code)
         return classes
 
     @cached_property
     def path_pattern(self) -> re.Pattern[str]:
-        return re.compile(rf"(?:^|/){self.pattern}$")
+        return re.compile(rf"(?:^|/){self.pattern}$", re.IGNORECASE)
 
-    def type_code(self, label: str) -> str:
-        """The code of a class name of this source.
+    def type_code(self, label: str) -> str | None:
+        """The code of a class name of this source; None where it is known to say nothing.
 
         Raises:
             ImportSourceError: the name is not mapped; the message gives the nearest known ones.
@@ -111,7 +115,7 @@ def names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in files(__package__).iterdir() if p.name.endswith(".yaml"))
 
 
-def load(name: str, classes: dict[str, str] | None = None) -> Source:
+def load(name: str, classes: dict[str, str | None] | None = None) -> Source:
     """The source's description; `classes` replaces its class map.
 
     Raises:

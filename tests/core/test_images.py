@@ -43,6 +43,19 @@ def test_the_transparent_border_of_an_export_is_cut_off():
     assert (found == (200, 100, 50)).all()
 
 
+def sixteen_bit() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(out, "TIFF")
+    return out.getvalue()
+
+
+def two_pages() -> bytes:
+    out = io.BytesIO()
+    page = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+    page.save(out, "TIFF", save_all=True, append_images=[page])
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -51,6 +64,8 @@ def test_the_transparent_border_of_an_export_is_cut_off():
         (picture(1, size=200)[:2000], "truncated"),
         (picture(1, size=200, kind="PNG")[:2000], "truncated"),
         (picture(1, size=10), "too_small"),
+        (sixteen_bit(), "unreadable"),
+        (two_pages(), "several_pictures"),
     ],
 )
 def test_what_cannot_be_used_says_why(data: bytes, reason: str):

@@ -124,7 +124,9 @@ def test_a_file_that_cannot_be_read_is_not_nothing(folder: Path, tmp_path: Path)
 
 def test_the_same_files_from_one_level_up_are_the_same_files(folder: Path, tmp_path: Path):
     run("folder", folder, tmp_path / "d")
-    report = run("folder", folder.parent, tmp_path / "d", site="lab")
+    (tmp_path / "up").mkdir()
+    folder.rename(tmp_path / "up" / "raw")
+    report = run("folder", tmp_path / "up", tmp_path / "d")
     assert (report.imported, report.already_there, report.quarantined["duplicate"]) == (0, 3, 0)
 
 
@@ -143,6 +145,97 @@ def test_a_diagnosis_that_comes_later_is_taken(folder: Path, tmp_path: Path):
 def test_a_date_that_is_none_is_quarantined(folder: Path, tmp_path: Path):
     put(folder / "labels.csv", "file,acquired_at\nblast/c.jpg,yesterday noon\n")
     assert run("folder", folder, tmp_path / "d").quarantined == {"bad_table_value": 1}
+
+
+def test_two_rows_for_one_file_are_two_opinions(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,type,patient\nblast/c.jpg,LYMPH,p1\nblast/c.jpg,MONO,p1\n")
+    assert run("folder", folder, tmp_path / "d").conflicted == 1
+    put(folder / "labels.csv", "file,type,patient\nblast/c.jpg,LYMPH,p1\nblast/c.jpg,MONO,p2\n")
+    with pytest.raises(ImportSourceError, match="says two things of the patient"):
+        run("folder", folder, tmp_path / "e")
+
+
+def test_a_corrected_label_replaces_what_the_same_file_said_before(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,type\nblast/c.jpg,LYMPH\n")
+    run("folder", folder, tmp_path / "d")
+    put(folder / "labels.csv", "file,type\nblast/c.jpg,MONO\n")
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.relabelled, report.conflicted) == (1, 0)
+    assert "MONO" in set(dataset.labelled_index(tmp_path / "d")["true_type"])
+
+
+def test_two_sites_that_contradict_each_other_are_a_conflict(folder: Path, tmp_path: Path):
+    run("folder", folder, tmp_path / "d")
+    put(tmp_path / "other" / "lymphocyte" / "x.jpg", picture(3))
+    report = run("folder", tmp_path / "other", tmp_path / "d", site="second")
+    assert (report.quarantined["duplicate"], report.conflicted) == (1, 1)
+    assert dataset.labelled_index(tmp_path / "d")["conflicted"].sum() == 1
+
+
+def test_a_patient_named_too_late_is_refused(folder: Path, tmp_path: Path):
+    run("folder", folder, tmp_path / "d")
+    put(folder / "labels.csv", "file,patient,smear\nblast/c.jpg,p1,s1\n")
+    with pytest.raises(ImportSourceError, match="1 images were imported before with another patient"):
+        run("folder", folder, tmp_path / "d")
+
+
+def test_a_smear_is_the_files_own_though_its_patient_has_several(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,patient,smear\nblast/c.jpg,p1,s1\nNeutrophils/a.jpg,p1,s2\n")
+    put(folder / "patients.csv", "patient,smear,diagnosis\np1,s1,AML\np1,s2,AML\n")
+    run("folder", folder, tmp_path / "d")
+    assert dataset.index(tmp_path / "d")["smear"].nunique() == 2
+
+
+def test_a_table_that_lies_deeper_names_files_from_there(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,patient\n.\\blast\\c.jpg,p1\n")
+    (tmp_path / "above").mkdir()
+    folder.rename(tmp_path / "above" / "raw")
+    report = run("folder", tmp_path / "above", tmp_path / "d")
+    assert report.quarantined == {}
+    assert dataset.index(tmp_path / "d")["patient"].notna().sum() == 1
+
+
+def test_unlabelled_images_are_imported_without_a_label(folder: Path, tmp_path: Path):
+    put(folder / "images" / "x.jpg", picture(8))
+    put(folder / "labels.csv", "file,type\nimages/x.jpg,\n")
+    assert run("folder", folder, tmp_path / "d").unlabelled == 1
+    (folder / "labels.csv").unlink()
+    mapped = {"images": None, "Neutrophils": "NEUT", "blast": "BLAST"}
+    assert run("folder", folder, tmp_path / "e", classes=mapped).unlabelled == 1
+
+
+def test_a_scale_that_nobody_knew_may_be_given(folder: Path, tmp_path: Path):
+    run("folder", folder, tmp_path / "d", site="unscaled")
+    assert dataset.index(tmp_path / "d")["microns_per_px"].isna().all()
+    run("folder", folder, tmp_path / "e", site="unscaled", microns_per_px=0.08)
+    assert set(dataset.index(tmp_path / "e")["microns_per_px"]) == {0.08}
+
+
+def test_a_repaired_file_leaves_quarantine(folder: Path, tmp_path: Path):
+    put(folder / "blast" / "x.jpg", picture(8)[:600])
+    assert run("folder", folder, tmp_path / "d").quarantined.total() == 1
+    put(folder / "blast" / "x.jpg", picture(8))
+    assert run("folder", folder, tmp_path / "d").imported == 1
+    assert len(pd.read_parquet(tmp_path / "d" / "quarantine.parquet")) == 0
+
+
+def test_broken_counts_stop_the_import_before_anything_is_written(folder: Path, tmp_path: Path):
+    put(folder / "xn.csv", "a,b\n1,2\n")
+    with pytest.raises(ImportSourceError, match=r"no column 'Sample No\.'"):
+        run("folder", folder, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_linked_folder_is_followed_and_a_ring_is_not(folder: Path, tmp_path: Path):
+    put(tmp_path / "elsewhere" / "m.jpg", picture(8))
+    (folder / "monocyte").symlink_to(tmp_path / "elsewhere")
+    (folder / "blast" / "ring").symlink_to(folder)
+    assert run("folder", folder, tmp_path / "d").imported == 4
+
+
+def test_one_import_at_a_time(folder: Path, tmp_path: Path):
+    with importing._only_one(tmp_path / "d"), pytest.raises(ImportSourceError, match="another import"):
+        run("folder", folder, tmp_path / "d")
 
 
 def test_an_unmapped_class_stops_the_import_and_names_the_nearest(folder: Path, tmp_path: Path):
@@ -212,7 +305,8 @@ def test_lmu_myb_is_the_myelocyte_and_myo_the_myeloblast(tmp_path: Path, sites_f
     put(root / "AML-Cytomorphology" / "BAS" / copy, picture(99, kind="TIFF"))
     put(
         root / "annotations.dat",
-        "BAS/BAS_0001.tiff BAS\nMYB/MYB_0001.tiff MYB MYB PMO\nBAS/BAS_0002.tiff BAS NGS BAS\n",
+        # as the release has it: 'nan' where nobody looked again, UNC where the second look did not decide
+        "BAS/BAS_0001.tiff BAS nan nan\nMYB/MYB_0001.tiff MYB MYB PMO\nBAS/BAS_0002.tiff BAS NGS UNC\n",
     )
     report = run("lmu", root, tmp_path / "d", site="lmu")
     assert (report.found, report.imported, report.tables) == (17, 16, 1)
@@ -224,7 +318,7 @@ def test_lmu_myb_is_the_myelocyte_and_myo_the_myeloblast(tmp_path: Path, sites_f
     assert by_code["MOB"] == "BLAST"
     assert frame["conflicted"].sum() == 0, "a re-annotation is another reading, not a contradiction"
     again = dataset.read_labels(tmp_path / "d").query("role == 'reannotation'")
-    assert sorted(again["source_label"]) == ["BAS", "MYB", "NGS", "PMO"]
+    assert sorted(again["source_label"]) == ["MYB", "NGS", "PMO", "UNC"]
     put(root / "AML-Cytomorphology" / "XYZ" / "XYZ_0001.tiff", picture(50, kind="TIFF"))
     with pytest.raises(ImportSourceError, match="does not map the class 'XYZ'"):
         run("lmu", root, tmp_path / "e", site="lmu")
@@ -252,7 +346,7 @@ def test_jhu_patients_accessions_and_unsigned_slides(tmp_path: Path, sites_folde
     put(
         root / "master.csv", "Patient_ID,Diagnosis,Cohort,Age at Diagnosis,Gender\nPatient_00,APL,Discovery,29,Female\n"
     )
-    report = run("jhu", tmp_path, tmp_path / "d", site="jhu")
+    report = run("jhu", root, tmp_path / "d", site="jhu")
     assert (report.imported, report.tables, report.unlabelled) == (3, 1, 1)
     frame = dataset.labelled_index(tmp_path / "d")
     assert frame["patient"].nunique() == 2
@@ -285,7 +379,8 @@ def test_wbcatt_joins_by_file_name_and_counts_what_is_not_here(tmp_path: Path, s
     assert (row["true_type"], row["cell_size"], row["granularity"]) == ("BASO", "big", "yes")
 
 
-def test_metadata_of_a_jpeg_is_dropped_and_its_pixels_kept(tmp_path: Path, sites_folder: Path):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_metadata_are_dropped_and_pixels_kept(kind: str, tmp_path: Path, sites_folder: Path):
     import hashlib
     import io
 
@@ -296,10 +391,17 @@ def test_metadata_of_a_jpeg_is_dropped_and_its_pixels_kept(tmp_path: Path, sites
 
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x010E] = "Erika Mustermann"
-    Image.open(io.BytesIO(picture(1))).save(out, "JPEG", exif=exif, comment=b"Mustermann")
-    put(tmp_path / "r" / "blast" / "x.jpg", out.getvalue())
+    Image.open(io.BytesIO(picture(1))).save(
+        out, kind, exif=exif, **({"comment": b"Mustermann"} if kind == "JPEG" else {})
+    )
+    data = out.getvalue() + b"Mustermann"
+    if kind == "JPEG":
+        data = data[:2] + b"\xff" * 3 + data[2:]  # fill bytes, which the format allows
+        data = data[:2] + b"\xff\xec\x00\x0cMustermann" + data[2:]
+    put(tmp_path / "r" / "blast" / f"x.{kind.lower()}", data)
     run("folder", tmp_path / "r", tmp_path / "d")
     (block,) = dataset.iter_rows(tmp_path / "d", ["sha256", "image"])
+    assert b"Mustermann" in data
     assert b"Mustermann" not in block["image"][0]
-    np.testing.assert_array_equal(images.decode(block["image"][0]), images.decode(out.getvalue()))
-    assert block["sha256"] == [hashlib.sha256(out.getvalue()).hexdigest()], "known by the file as it was found"
+    np.testing.assert_array_equal(images.decode(block["image"][0]), images.decode(data))
+    assert block["sha256"] == [hashlib.sha256(data).hexdigest()], "known by the file as it was found"

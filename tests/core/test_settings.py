@@ -31,6 +31,15 @@ def test_a_value_out_of_range_is_named_with_what_was_given(tmp_path: Path):
         settings.load(written(tmp_path, train={"batch_size": 9, "workers": 2}))
 
 
+def test_what_is_no_set_of_parameters_is_refused(tmp_path: Path):
+    with pytest.raises(SettingsError, match="holds a list"):
+        settings.load(put(tmp_path / "params.yaml", "- 1\n"))
+    with pytest.raises(SettingsError, match="no valid YAML"):
+        settings.load(put(tmp_path / "params.yaml", "a: [\n"))
+    with pytest.raises(SettingsError, match="leave nothing to train on"):
+        settings.load(written(tmp_path, split={"val": 0.5, "test": 0.5}))
+
+
 def test_the_overlay_of_tuning_lies_over_the_file(tmp_path: Path):
     overlay = put(tmp_path / "overlay.yaml", "train: {lr: 0.5}\n")
     found = settings.load(written(tmp_path), overlay)
