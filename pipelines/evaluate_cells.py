@@ -6,6 +6,7 @@ import pandas as pd
 
 from pipelines.cells import EVALUATION, MODEL, in_force, split_cells
 from smearline import evaluation, metrics
+from smearline.errors import DataError
 from smearline.recognition import RecognitionModel
 
 
@@ -30,6 +31,8 @@ def main() -> None:
         num_errors_shown=params.evaluate.num_errors_shown,
         progress=progress,
     )
+    if "not_judged" in figures:
+        raise DataError(f"{figures['not_judged']}; give split.test more than 0, or label some of its cells")
     predictions = pd.read_parquet(EVALUATION / "predictions.parquet").dropna(subset=["true_type"])
     # For `dvc plots`: actual against predicted.
     predictions[["true_type", "predicted_type"]].to_csv(EVALUATION / "confusion.csv", index=False)

@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from pipelines import training_loop
-from smearline import augmentation, reader, recogniser, settings
+from smearline import augmentation, images, reader, recogniser, settings
 
 RUNS = Path(".smearline/runs")
 
@@ -151,9 +151,8 @@ def digest_of(params: settings.Settings) -> str:
 
 
 def run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
-    code = [Path(module.__file__ or "").read_bytes() for module in (augmentation, reader, recogniser)] + [
-        Path(__file__).read_bytes()
-    ]
+    modules = (augmentation, images, reader, recogniser, training_loop)
+    code = [Path(module.__file__ or "").read_bytes() for module in modules]
     parts = [
         digest_of(params).encode(),
         pd.util.hash_pandas_object(frame.drop(columns=["shard", "row"]).astype(str), index=False).to_numpy().tobytes(),

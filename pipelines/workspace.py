@@ -45,8 +45,8 @@ class Workspace:
             remote = PRODUCT / ".work" / "remotes" / name
             space.run(sys.executable, "-m", "dvc", "remote", "add", "--local", "-f", "-d", "local", str(remote))
         else:
-            space.git("fetch", "-q", "origin")
-            space.git("merge", "-q", "--no-edit", "-X", "theirs", "origin/HEAD")
+            space.git("fetch", "-q", "origin", "HEAD")
+            space.git("merge", "-q", "--no-edit", "-X", "theirs", "FETCH_HEAD")
         if dirty := _run(["git", "status", "--porcelain"], PRODUCT, capture=True).strip():
             print(f"note: the workspace is made from the last commit; not in it:\n{dirty}", flush=True)
         params = folder / "params.yaml"

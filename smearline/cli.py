@@ -167,9 +167,13 @@ def evaluate(
     loaded, count = _opened(model, cells)
     with _progress("recognise") as progress:
         figures = evaluation.evaluate(loaded, cells, out, progress=_counter(progress, count))
+    print(f"cells   {out / 'predictions.parquet'}\nfigures {out / 'metrics.json'}")
+    if "not_judged" in figures:
+        print(figures["not_judged"])
+        return
+    print(f"page    {out / 'evaluation.html'}")
     for name, value in metrics.headline(figures).items():
         print(f"{name:44} {value:.4f}")
-    print(f"figures {out / 'metrics.json'}\ncells   {out / 'predictions.parquet'}\npage    {out / 'evaluation.html'}")
 
 
 @app.command()
@@ -184,7 +188,11 @@ def differential(
     loaded, count = _opened(model, cells)
     with _progress("recognise") as progress:
         summary = domain.differential(loaded, cells, out, progress=_counter(progress, count))
-    print(f"{len(summary)} smears, {int(summary['num_cells'].sum())} cells: {out}")
+    inside = int(summary["num_cells"].sum())
+    print(
+        f"{len(summary)} smears, {inside} cells: {out}"
+        + (f"; {count - inside} cells name no smear" if count > inside else "")
+    )
 
 
 def _opened(model: Path, cells: Path) -> tuple[Any, int]:

@@ -91,7 +91,13 @@ def _rates(part: pd.DataFrame) -> dict[str, float | None]:
 def differential(
     model: RecognitionModel, directory: Path, out: Path, progress: Callable[[int], None] | None = None
 ) -> pd.DataFrame:
-    """Recognise a data set and write one row a smear to `out` (Parquet, or CSV by its name), with origin and diagnosis."""
+    """Recognise a data set and write one row a smear to `out`, with its origin.
+
+    Raises:
+        DataError: `out` is neither .parquet nor .csv, or no cell names its smear.
+    """
+    if out.suffix not in (".parquet", ".csv"):
+        raise DataError(f"{out.name}: give a name that ends in .parquet or .csv")
     predictions, embeddings = recognise(model, directory, progress=progress)
     summary = summarise(predictions, embeddings)
     index = dataset.index(directory, ["site", "smear", "origin"])

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from smearline import dataset, evaluation_page, images, metrics, vocabulary
-from smearline.errors import DataError
 from smearline.recognition import RecognitionModel, recognise
 
 
@@ -33,14 +32,14 @@ def evaluate(
         keep: judge only these sha256; None for all.
 
     Returns:
-        The metrics.
+        The metrics; where no cell may be judged, `not_judged` says why, and there is no page.
 
     Raises:
-        DataError: there is no cell, or none that may be judged.
+        DataError: there is no cell.
     """
     predictions, _ = recognise(model, directory, keep=keep, progress=progress)
     labelled = dataset.labelled_index(directory).set_index("sha256").loc[predictions["sha256"]].reset_index()
-    predictions.insert(4, "true_type", labelled["true_type"])
+    predictions.insert(4, "true_type", labelled["true_type"].astype("string"))
     seen = model.seen
     of_seen_patient = predictions.set_index(["site", "patient"]).index.isin(
         pd.MultiIndex.from_frame(seen.loc[seen["patient"].notna(), ["site", "patient"]])
@@ -50,26 +49,37 @@ def evaluate(
     predictions.to_parquet(out / "predictions.parquet", index=False)
 
     judged = predictions[~predictions["seen_in_training"]].reset_index(drop=True)
+    context = {
+        "num_cells_seen_in_training": int(predictions["seen_in_training"].sum()),
+        "num_cells_conflicted": int(labelled["conflicted"].sum()),
+        "data_digest": dataset.digest(judged),
+        "model": {k: v for k, v in model.card.model_dump(mode="json").items() if k != "parameters"},
+    }
+    for old in ("metrics.json", "headline.json", "evaluation.html"):
+        (out / old).unlink(missing_ok=True)
+    origins = {*labelled["origin"], model.card.origin}
+    origin = "simulated" if "simulated" in origins else "real"
     if judged["true_type"].isna().all():
-        raise DataError(
-            f"none of the {len(predictions)} cells of {directory} can be judged: {int(predictions['seen_in_training'].sum())} are "
-            f"of the training data or its patients, the others have no undisputed label. Predictions are in {out}."
+        why = (
+            f"none of the {len(predictions)} cells can be judged: {context['num_cells_seen_in_training']} are of the training data "
+            "or its patients, the others have no undisputed label"
         )
+        figures: dict[str, Any] = {
+            "origin": origin,
+            "not_judged": why,
+            "counts": {"cells": len(predictions), "labelled": 0},
+        }
+        _write_json(out / "metrics.json", {**figures, "context": context})
+        return figures
     names = [n for n in vocabulary.load().characteristics if n in labelled]
     truth = labelled[["sha256", *names]].melt("sha256", var_name="name", value_name="value").dropna(subset=["value"])
-    origins = {*labelled["origin"], model.card.origin}
     figures = metrics.evaluate(
         judged,
         truth[truth["sha256"].isin(judged["sha256"])].reset_index(drop=True),
         train_labels=seen,
         seed=seed,
-        origin="simulated" if "simulated" in origins else "real",
-        context={
-            "num_cells_seen_in_training": int(predictions["seen_in_training"].sum()),
-            "num_cells_conflicted": int(labelled["conflicted"].sum()),
-            "data_digest": dataset.digest(judged),
-            "model": {k: v for k, v in model.card.model_dump(mode="json").items() if k != "parameters"},
-        },
+        origin=origin,
+        context=context,
     )
     _write_json(out / "metrics.json", figures)
     _write_json(out / "headline.json", metrics.headline(figures))
@@ -85,7 +95,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _examples(directory: Path, judged: pd.DataFrame, count: int) -> list[evaluation_page.ErrorExample]:
     """The wrong answers of which the model was surest, with their pictures."""
     words = vocabulary.load()
-    allowed = [words.children(t) if t is not None else () for t in judged["true_type"]]
+    allowed = [words.children(t) if isinstance(t, str) else () for t in judged["true_type"]]
     wrong = judged[[bool(a) and p not in a for a, p in zip(allowed, judged["predicted_type"], strict=True)]]
     sure = wrong[[f"p_{t}" for t in words.types]].max(axis=1)
     chosen = wrong.assign(sure=sure).sort_values(["sure", "sha256"], ascending=[False, True]).head(count)

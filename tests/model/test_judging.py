@@ -1,0 +1,145 @@
+"""`evaluate` and `differential` with a packaged recogniser: what they write is a contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import picture, put
+
+from smearline import dataset, differential, evaluation, importing, recogniser, sites, sources, vocabulary
+from smearline.errors import DataError, ModelError
+from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard, RecognitionModel
+
+TYPES = ("NEUT_SEG", "NEUT_BAND", "BLAST", "LYMPH")
+VALUES = {"auer_rod": ("absent", "present"), "granule_type": ("nil", "small", "coarse")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder with an untrained network: what it says is arbitrary, its form is not."""
+    torch.manual_seed(0)
+    path = tmp_path / "model"
+    path.mkdir()
+    network = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16)
+    recogniser.export_onnx(network, 1.0, 32, path / ONNX_FILE)
+    card = ModelCard(
+        contract=CONTRACT, vocabulary="v", types=TYPES, characteristics=VALUES, field_um=12.0, size_px=32, embedding="e",
+        temperature=1.0, origin="real", sites=("lab",), num_cells=1, data_digest="d", parameters={},
+    )  # fmt: skip
+    put(path / CARD_FILE, json.dumps(card.model_dump(mode="json")))
+    seen = {
+        "sha256": ["0"],
+        "site": ["lab"],
+        "patient": [None],
+        "true_type": ["BLAST"],
+        "auer_rod": [None],
+        "granule_type": [None],
+    }
+    pd.DataFrame(seen).astype("string").to_parquet(path / SEEN_FILE)
+    return path
+
+
+@pytest.fixture
+def cells(tmp_path: Path, sites_folder: Path) -> Path:
+    """Twelve cells of two smears, parents and an unlabelled one among them, and two without a smear at a site without a scale."""
+    rows = ["file,type,patient,smear,auer_rod"]
+    for number in range(12):
+        kind = ("BLAST", "NEUT", "LYMPH", "")[number % 4]
+        put(tmp_path / "raw" / f"{number}.png", picture(number, kind="PNG"))
+        rows.append(f"{number}.png,{kind},p{number % 2},s{number % 2},{'present' if kind == 'BLAST' else ''}")
+    put(tmp_path / "raw" / "labels.csv", "\n".join(rows))
+    importing.import_source(sources.load("folder"), tmp_path / "raw", sites.load("lab"), tmp_path / "d")
+    for number in (20, 21):
+        put(tmp_path / "other" / "LYMPH" / f"{number}.png", picture(number, kind="PNG"))
+    importing.import_source(sources.load("folder"), tmp_path / "other", sites.load("unscaled"), tmp_path / "d")
+    return tmp_path / "d"
+
+
+def test_the_columns_of_predictions(folder: Path, cells: Path, tmp_path: Path):
+    figures = evaluation.evaluate(RecognitionModel(folder), cells, tmp_path / "out")
+    found = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    types = [f"p_{t}" for t in vocabulary.load().types]
+    expected = ["sha256", "site", "patient", "smear", "true_type", "predicted_type", *types]
+    expected += ["c_auer_rod", "p_auer_rod_absent", "p_auer_rod_present"]
+    expected += ["c_granule_type", *(f"p_granule_type_{v}" for v in VALUES["granule_type"]), "scale_assumed"]
+    assert list(found.columns)[: len(expected)] == expected
+    assert len(found) == 14
+    np.testing.assert_allclose(found[types].sum(axis=1), 1.0, atol=1e-4)
+    assert set(found["true_type"].dropna()) == {"BLAST", "NEUT", "LYMPH"}
+    assert found["true_type"].isna().sum() == 3
+    assert found.set_index("site")["scale_assumed"].groupby("site").all().to_dict() == {"lab": False, "unscaled": True}
+    assert (found["predicted_type"] == [TYPES[i] for i in found[[f"p_{t}" for t in TYPES]].to_numpy().argmax(1)]).all()
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
+    assert "<html" in (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
+
+
+def test_predictions_have_the_same_types_of_columns_whatever_is_known(folder: Path, cells: Path, tmp_path: Path):
+    model = RecognitionModel(folder)
+    evaluation.evaluate(model, cells, tmp_path / "all")
+    lone = dataset.index(cells).query("site == 'unscaled'")["sha256"]
+    evaluation.evaluate(model, cells, tmp_path / "some", keep=set(lone))
+    schemas = [pq.read_schema(tmp_path / n / "predictions.parquet").remove_metadata() for n in ("all", "some")]
+    assert schemas[0] == schemas[1]
+
+
+def test_trained_cells_and_cells_of_trained_patients_are_not_judged(folder: Path, cells: Path, tmp_path: Path):
+    index = dataset.index(cells)
+    lone = index.query("site == 'unscaled'").iloc[[0]]
+    patient = index.query("site == 'lab'").iloc[[0]]
+    seen = pd.concat([lone.assign(patient=None), patient.assign(sha256="another cell of this patient")])
+    seen = seen[["sha256", "site", "patient"]].assign(true_type="BLAST", auer_rod=None, granule_type=None)
+    seen.astype("string").to_parquet(folder / SEEN_FILE)
+    figures = evaluation.evaluate(RecognitionModel(folder), cells, tmp_path / "out")
+    assert figures["context"]["num_cells_seen_in_training"] == 7
+    assert figures["counts"]["cells"] == 7
+
+
+def test_without_labels_there_are_predictions_and_no_figures(folder: Path, tmp_path: Path, sites_folder: Path):
+    put(tmp_path / "raw" / "x.png", picture(1, kind="PNG"))
+    importing.import_source(sources.load("folder"), tmp_path / "raw", sites.load("lab"), tmp_path / "d")
+    put(tmp_path / "out" / "evaluation.html", "of an earlier run")
+    figures = evaluation.evaluate(RecognitionModel(folder), tmp_path / "d", tmp_path / "out")
+    assert "no undisputed label" in figures["not_judged"]
+    assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 1
+    assert "not_judged" in json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert not (tmp_path / "out" / "evaluation.html").exists()
+
+
+def test_a_smear_is_a_row_with_shares_and_their_intervals(folder: Path, cells: Path, tmp_path: Path):
+    summary = differential.differential(RecognitionModel(folder), cells, tmp_path / "d.parquet")
+    found = pd.read_parquet(tmp_path / "d.parquet")
+    assert len(found) == len(summary) == 2
+    assert found["num_cells"].sum() == 12, "the two without a smear are in no differential"
+    shares = found[[f"share_{t}" for t in vocabulary.load().differential_types]]
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+    for code in TYPES:
+        assert (found[f"low_{code}"] <= found[f"share_{code}"]).all()
+        assert (found[f"share_{code}"] <= found[f"high_{code}"]).all()
+    with pytest.raises(DataError, match=r"\.parquet or \.csv"):
+        differential.differential(RecognitionModel(folder), cells, tmp_path / "d.xlsx")
+
+
+def test_the_exact_interval_is_clopper_and_pearsons():
+    low, high = differential.exact_interval(np.array([5, 0]), np.array([100, 100]))
+    assert (low[0], high[0]) == (pytest.approx(0.0164, abs=2e-4), pytest.approx(0.1128, abs=2e-4))
+    assert (low[1], high[1]) == (0.0, pytest.approx(0.0362, abs=2e-4))
+
+
+def test_a_damaged_model_folder_says_what_is_wrong(folder: Path):
+    package = folder.parent / "package"
+    package.mkdir()
+    folder.rename(package / "recogniser")
+    with pytest.raises(ModelError, match="did you mean"):
+        RecognitionModel(package)
+    put(package / "recogniser" / ONNX_FILE, b"no onnx")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        RecognitionModel(package / "recogniser")
+    put(package / "recogniser" / CARD_FILE, "{}")
+    with pytest.raises(ModelError, match="no model card"):
+        RecognitionModel(package / "recogniser")
