@@ -20,16 +20,14 @@ TYPES = ("NEUT_SEG", "NEUT_BAND", "BLAST", "LYMPH")
 VALUES = {"auer_rod": ("absent", "present"), "granule_type": ("nil", "small", "coarse")}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def model_folder(path: Path, values: dict[str, tuple[str, ...]]) -> Path:
     """A model folder with an untrained network: what it says is arbitrary, its form is not."""
     torch.manual_seed(0)
-    path = tmp_path / "model"
     path.mkdir()
-    network = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16)
+    network = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, values, 16)
     recogniser.export_onnx(network, 1.0, 32, path / ONNX_FILE)
     card = ModelCard(
-        contract=CONTRACT, vocabulary="v", types=TYPES, characteristics=VALUES, field_um=12.0, size_px=32, embedding="e",
+        contract=CONTRACT, vocabulary="v", types=TYPES, characteristics=values, field_um=12.0, size_px=32, embedding="e",
         temperature=1.0, origin="real", sites=("lab",), num_cells=1, data_digest="d", parameters={},
     )  # fmt: skip
     put(path / CARD_FILE, json.dumps(card.model_dump(mode="json")))
@@ -38,11 +36,15 @@ def folder(tmp_path: Path) -> Path:
         "site": ["lab"],
         "patient": [None],
         "true_type": ["BLAST"],
-        "auer_rod": [None],
-        "granule_type": [None],
+        **{name: [None] for name in values},
     }
     pd.DataFrame(seen).astype("string").to_parquet(path / SEEN_FILE)
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return model_folder(tmp_path / "model", VALUES)
 
 
 @pytest.fixture
@@ -98,6 +100,13 @@ def test_trained_cells_and_cells_of_trained_patients_are_not_judged(folder: Path
     figures = evaluation.evaluate(RecognitionModel(folder), cells, tmp_path / "out")
     assert figures["context"]["num_cells_seen_in_training"] == 7
     assert figures["counts"]["cells"] == 7
+
+
+def test_a_characteristic_that_was_not_trained_is_named_as_such(cells: Path, tmp_path: Path):
+    model = RecognitionModel(model_folder(tmp_path / "plain", {}))
+    figures = evaluation.evaluate(model, cells, tmp_path / "out")
+    assert figures["characteristics"]["auer_rod"]["trained"] is False
+    assert not [c for c in pd.read_parquet(tmp_path / "out" / "predictions.parquet") if c.startswith("c_")]
 
 
 def test_without_labels_there_are_predictions_and_no_figures(folder: Path, tmp_path: Path, sites_folder: Path):
