@@ -143,11 +143,19 @@ def render(results: Path = RESULTS) -> str:
         rows.append(row)
     parts.append(_table(["type", *(f"{s} {what}" for s in sites for what in ("n", "sensitivity", "PPV"))], rows))
     rows = [
-        [name, c["support"], _interval(c["accuracy"]), _interval(c["macro_f1"]), f"{c['majority_rate']:.3f}",
-         f"{c['type_only']['accuracy']:.3f}" if c.get("type_only") else "–", c["readers"]["agreement"] if c.get("readers") else "–",
-         "yes" if c.get("beats_type_only") else "no"]
-        for name, c in real["characteristics"].items() if c.get("support") and c.get("accuracy")
-    ]  # fmt: skip
+        [
+            name,
+            c["support"],
+            _interval(c["accuracy"]),
+            _interval(c["macro_f1"]),
+            f"{c['majority_accuracy']:.3f}",
+            _interval(c["type_only"]["accuracy"]),
+            (c["readers"] or {}).get("agreement") or "–",
+            "yes" if c["beats_type_only"] else "no",
+        ]
+        for name, c in real["characteristics"].items()
+        if c["status"] == "tested"
+    ]
     parts.append(
         _table(
             [

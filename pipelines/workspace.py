@@ -113,9 +113,10 @@ class Workspace:
         """What was made and where."""
         timing = self.folder / ".smearline" / "run.json"
         timing.parent.mkdir(exist_ok=True)
-        timing.write_text(
-            json.dumps({"seconds": dict(seconds), "total_seconds": round(total, 1)}, indent=1), encoding="utf-8"
-        )
+        if seconds:  # a run that had nothing to do says nothing of how long the work takes
+            timing.write_text(
+                json.dumps({"seconds": dict(seconds), "total_seconds": round(total, 1)}), encoding="utf-8"
+            )
         headline = json.loads((self.folder / "evaluation" / "headline.json").read_text(encoding="utf-8"))
         quarantine = pd.read_parquet(self.folder / "data" / "quarantine.parquet")
         splits = pd.read_parquet(self.folder / "splits.parquet")
