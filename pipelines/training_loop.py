@@ -41,8 +41,7 @@ class _Run:
         network = Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
         load_initial_weights(network, params.model.weights)
         self.slices = list(network.slices().values())
-        self.channels_last = network.to(memory_format=torch.channels_last)
-        self.network = prepare_model(self.channels_last)
+        self.network = prepare_model(network.to(memory_format=torch.channels_last))
         self.averaged = AveragedModel(self._plain(), multi_avg_fn=_average(self.train.ema_decay), use_buffers=True)
 
         image = params.image
@@ -102,7 +101,11 @@ class _Run:
                 file.write(text + "\n")
 
     def epoch(self, epoch: int) -> float:
-        """Train one epoch; returns the mean loss of this rank."""
+        """Train one epoch; returns the mean loss of this rank.
+
+        The random numbers of dropout start anew with each epoch, so that a resumed run is the same run.
+        """
+        torch.manual_seed((self.train.seed << 32) + (epoch << 8) + self.rank)
         self.network.train()
         if self.params.model.frozen_batch_norm:
             freeze_batch_norm(self.network)
