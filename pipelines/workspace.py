@@ -126,8 +126,8 @@ class Workspace:
             f"""
 {"=" * 88}
 made in {where}, {total / 60:.1f} minutes; stages run now (s): {dict(seconds) or "none, all was up to date"}
-  cells        {dict(splits["split"].value_counts())}
-  quarantined  {dict(quarantine["reason"].value_counts()) or "none"}
+  cells        {_counts(splits["split"])}
+  quarantined  {_counts(quarantine["reason"]) or "none"}
   metrics
 {figures}
   page         {where}/evaluation/evaluation.html   (opens without a network)
@@ -139,6 +139,10 @@ or try another learning rate:
   cd {where} && source {os.path.relpath(PRODUCT / ".venv/bin/activate", self.folder)}
   dvc exp run -S train.lr=5e-4 && dvc exp show"""
         )
+
+
+def _counts(values: pd.Series) -> str:
+    return ", ".join(f"{count} {name}" for name, count in values.value_counts().items())
 
 
 def demo() -> None:
