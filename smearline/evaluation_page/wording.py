@@ -115,10 +115,11 @@ def _blasts(blast: Json) -> list[str]:
     ]
     found = smears.get("any_blast_found")
     if found and found["smears"]:
+        none = smears["no_blast_and_none_predicted"]
+        without = f"none on {stated(none)} of the {count(none['smears'], 'smear')} without"
         said.append(
             f"It saw at least one blast on {stated(found)} of the {count(found['smears'], 'smear')} with a labelled "
-            f"blast, and none on {stated(smears['no_blast_and_none_predicted'])} of the "
-            f"{count(smears['no_blast_and_none_predicted']['smears'], 'smear')} without."
+            f"blast; {without if none['smears'] else 'no smear without one was tested, so nothing is known of false alarms'}."
         )
     return said
 
