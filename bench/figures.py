@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,22 @@ def record(name: str) -> None:
         "characteristics": figures["characteristics"],
         "common_types": common_types(space),
         "parameters": lineage["parameters"],
-        "provenance": {**provenance(space / "data", COMMANDS[name]), "commit": lineage["commit"]},
+        "provenance": {
+            **provenance(space / "data", COMMANDS[name]),
+            "commit": _product_commit(space, lineage["commit"]),
+        },
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"bench/results/{name}.json")
+
+
+def _product_commit(space: Path, commit: str) -> str:
+    """The product's commit on which a workspace's own stands."""
+    found = subprocess.run(
+        ["git", "merge-base", commit, "product"], cwd=space, capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
 
 
 def _counts(values: pd.Series) -> dict[str, int]:

@@ -39,14 +39,15 @@ class Workspace:
         if not (folder / ".git").is_dir():
             folder.parent.mkdir(exist_ok=True)
             _run(["git", "clone", "--quiet", str(PRODUCT), str(folder)], PRODUCT)
+            space.git("branch", "product")  # the product's commit that the workspace stands on
             space.git("checkout", "-q", "-b", "workspace")
             space.git("config", "user.name", "smearline workspace")
             space.git("config", "user.email", "workspace@localhost")
             remote = PRODUCT / ".work" / "remotes" / name
             space.run(sys.executable, "-m", "dvc", "remote", "add", "--local", "-f", "-d", "local", str(remote))
         else:
-            space.git("fetch", "-q", "origin", "HEAD")
-            space.git("merge", "-q", "--no-edit", "-X", "theirs", "FETCH_HEAD")
+            space.git("fetch", "-q", "origin", "+HEAD:refs/heads/product")
+            space.git("merge", "-q", "--no-edit", "-X", "theirs", "product")
         if dirty := _run(["git", "status", "--porcelain"], PRODUCT, capture=True).strip():
             print(f"note: the workspace is made from the last commit; not in it:\n{dirty}", flush=True)
         params = folder / "params.yaml"
