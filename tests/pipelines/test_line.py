@@ -194,7 +194,7 @@ def test_one_worker_and_two_draw_the_same_loss_curve(
     monkeypatch.chdir(tmp_path)
     one, two = (training.fit(frame, parameters(workers=n)).history for n in (1, 2))
     # The same cells and the same random numbers; what differs is dropout, and how the mean over labels is cut.
-    assert one[-1]["val_loss"] == pytest.approx(two[-1]["val_loss"], rel=0.01)
+    assert one[-1]["val_loss"] == pytest.approx(two[-1]["val_loss"], rel=0.03)
 
 
 @pytest.mark.mission("tuning runs and is resumed")
