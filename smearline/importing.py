@@ -6,13 +6,9 @@ run again: whole shards are known, half ones were never renamed into place.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,54 +27,13 @@ from smearline.dataset import (
     read_labels,
 )
 from smearline.errors import ImageError, ImportSourceError, SiteError
+from smearline.import_folders import listing, only_one
+from smearline.import_report import ImportReport
 from smearline.sites import Site
 from smearline.source_tables import SourceTables
 from smearline.sources import Source
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass
-class ImportReport:
-    """What became of the files. `found` is the sum of the others; `check` holds it to that."""
-
-    found: int = 0
-    imported: int = 0
-    already_there: int = 0
-    tables: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)
-    unlabelled: int = 0
-    labels: int = 0
-    conflicted: int = 0
-    rows_without_image: int = 0
-    count_values: int = 0
-    relabelled: int = 0
-    other_identity: int = 0
-    ignored_columns: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        placed = self.imported + self.already_there + self.tables + self.quarantined.total()
-        assert placed == self.found, f"{self.found} files found, {placed} accounted for"
-
-    def __str__(self) -> str:
-        reasons = ", ".join(f"{n} {r}" for r, n in self.quarantined.most_common()) or "none"
-        return "\n".join(
-            [
-                f"{self.found} files found = {self.imported} imported + {self.already_there} there already"
-                f" + {self.tables} tables read + {self.quarantined.total()} quarantined",
-                f"quarantined: {reasons}",
-                f"labels: {self.labels} in all; {self.conflicted} images conflicted (left out of training and scoring), "
-                f"{self.unlabelled} images of this run unlabelled",
-                *([f"table rows without an image here: {self.rows_without_image}"] if self.rows_without_image else []),
-                *([f"labels corrected: {self.relabelled}"] if self.relabelled else []),
-                *(
-                    [f"columns that mean nothing here: {', '.join(self.ignored_columns)}"]
-                    if self.ignored_columns
-                    else []
-                ),
-                *([f"blood counts: {self.count_values} values"] if self.count_values else []),
-            ]
-        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +78,7 @@ def import_source(
     if into.resolve().is_relative_to(root.resolve()):
         raise ImportSourceError(f"--into {into} lies inside the folder that is imported; choose a place outside {root}")
     scale = _known_scale(source, site, microns_per_px)
-    paths, unreadable = _listing(root)
+    paths, unreadable = listing(root)
     tables = SourceTables.read(source, root, paths)
     run = _Import(source, site, into, tables, scale)
     run.report.found, run.report.tables = len(paths) + len(unreadable), len(tables.files)
@@ -142,42 +97,6 @@ def import_source(
             "into a new folder."
         )
     return run.report
-
-
-def _listing(root: Path) -> tuple[list[str], list[str]]:
-    """(files, folders that cannot be listed) below `root`, relative and sorted; links are followed, each folder once."""
-    unreadable: list[str] = []
-    seen: set[str] = set()
-    files: list[str] = []
-
-    def missed(error: OSError) -> None:
-        unreadable.append(os.path.relpath(error.filename, root))
-
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=missed):
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        here = Path(folder).relative_to(root)
-        files += [(here / name).as_posix() for name in names]
-    return sorted(files), sorted(unreadable)
-
-
-@contextmanager
-def _only_one(into: Path) -> Iterator[None]:
-    """The data set's lock; what a killed import left half written is removed under it."""
-    lock = into / "local" / ".lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ImportSourceError(
-                f"another import into {into} is running; wait for it and run this one again"
-            ) from None
-        for left in into.rglob(".*.unfinished"):
-            left.unlink()
-        yield
 
 
 def _known_scale(source: Source, site: Site, given: float | None) -> float | None:
@@ -222,7 +141,7 @@ class _Import:
                 f"it expects .../{self.source.pattern}"
             )
         counts = [row for path in self.tables.count_files for row in cbc.read_counts(path, self.site, self.key)]
-        with _only_one(self.into):
+        with only_one(self.into):
             corrected = self.write(root, found, progress)
             known = merge_rows(self.into / "cbc" / f"{self.site.name}.parquet", counts, cbc.COUNTS, cbc.KEY)
             self.report.count_values = int(known["value"].notna().sum())
@@ -291,7 +210,7 @@ class _Import:
         self.report.rows_without_image = self.tables.num_rows - len({row["sha256"] for row in self.labels})
         for path in others:
             self.reject(path, "not_a_table", f"source '{self.source.name}' brings tables alone")
-        with _only_one(self.into):
+        with only_one(self.into):
             self.store({row["sha256"] for row in self.labels}, others)
 
     def sort(self, paths: list[str]) -> list[tuple[str, dict[str, str]]]:

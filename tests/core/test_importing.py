@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import picture, put
 
-from smearline import dataset, importing, sites, sources
+from smearline import dataset, import_folders, importing, sites, sources
 from smearline.errors import ImportSourceError, SiteError, VocabularyError
 
 
@@ -234,7 +234,7 @@ def test_a_linked_folder_is_followed_and_a_ring_is_not(folder: Path, tmp_path: P
 
 
 def test_one_import_at_a_time(folder: Path, tmp_path: Path):
-    with importing._only_one(tmp_path / "d"), pytest.raises(ImportSourceError, match="another import"):
+    with import_folders.only_one(tmp_path / "d"), pytest.raises(ImportSourceError, match="another import"):
         run("folder", folder, tmp_path / "d")
 
 
