@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,18 @@ from smearline import augmentation, reader, settings
 from smearline.recogniser import Recogniser, characteristics_loss, label_set_loss, load_initial_weights
 
 STATE_FILE = "state.pt"
+
+
+class _Batch(NamedTuple):
+    """One worker's part of a batch, and what it must know of the whole."""
+
+    crops: Tensor
+    allowed: Tensor
+    values: Tensor
+    num_labelled: Tensor  # of the whole batch, divided by the workers, whose gradients are averaged
+    num_labelled_K: Tensor
+    draws: augmentation.Draws
+    dropped: Tensor
 
 
 class _Run:
@@ -78,12 +90,14 @@ class _Run:
         assert isinstance(plain, Recogniser)
         return plain
 
-    def batches(self, epoch: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """(global step, images, allowed types, characteristic targets): this rank's part; the next is read meanwhile."""
-        size = self.steps * self.train.batch_size
-        order = reader.epoch_order(self.weights, size, self.train.seed, epoch).reshape(
-            self.steps, self.train.batch_size
-        )
+    def batches(self, epoch: int) -> Iterator[_Batch]:
+        """This rank's part of every batch; the next is read meanwhile.
+
+        All that is random is drawn for the whole batch, and the losses are divided by the labels of the whole batch, so
+        that any number of workers takes the same steps.
+        """
+        size = self.train.batch_size
+        order = reader.epoch_order(self.weights, self.steps * size, self.train.seed, epoch).reshape(self.steps, size)
         mine = order[:, self.rank :: self.workers]
         with ThreadPoolExecutor(1) as pool:
             following = pool.submit(self.train_crops.read, mine[0])
@@ -92,7 +106,20 @@ class _Run:
                 if step + 1 < self.steps:
                     following = pool.submit(self.train_crops.read, mine[step + 1])
                 allowed, values = (torch.from_numpy(t[mine[step]]).to(self.device) for t in self.train_targets)
-                yield epoch * self.steps + step, torch.from_numpy(crops).to(self.device), allowed, values
+                whole_allowed, whole_values = (t[order[step]] for t in self.train_targets)
+                labelled = [whole_allowed.any(axis=1).sum(), *(whole_values >= 0).sum(axis=0)]
+                divisors = torch.tensor(np.maximum(labelled, 1) / self.workers, dtype=torch.float32).to(self.device)
+                draws = augmentation.Draws.of(size, self.train.seed, epoch * self.steps + step)
+                dropped = self._plain().dropout(size, draws.generator)[self.rank :: self.workers]
+                yield _Batch(
+                    torch.from_numpy(crops).to(self.device),
+                    allowed,
+                    values,
+                    divisors[0],
+                    divisors[1:],
+                    draws.cut(self.rank, self.workers, self.device),
+                    dropped.to(self.device),
+                )
 
     def say(self, text: str) -> None:
         """A line of progress, by the first worker alone."""
@@ -101,27 +128,23 @@ class _Run:
                 file.write(text + "\n")
 
     def epoch(self, epoch: int) -> float:
-        """Train one epoch; returns the mean loss of this rank.
-
-        The random numbers of dropout start anew with each epoch, so that a resumed run is the same run.
-        """
-        torch.manual_seed((self.train.seed << 32) + (epoch << 8) + self.rank)
+        """Train one epoch; returns the mean loss of this rank."""
         self.network.train()
         if self.params.model.frozen_batch_norm:
             freeze_batch_norm(self.network)
         losses: list[Tensor] = []
         said = time.monotonic()
-        for step, crops, allowed, values in self.batches(epoch):
-            draws = augmentation.Draws.of(self.train.batch_size, self.train.seed, step).cut(
-                self.rank, self.workers, self.device
-            )
-            image = self.params.image
-            images = augmentation.augment(crops, draws, image.size_px, image.margin, self.train.stain_jitter)
-            images = images.contiguous(memory_format=torch.channels_last)
+        image = self.params.image
+        for batch in self.batches(epoch):
+            images = augmentation.augment(
+                batch.crops, batch.draws, image.size_px, image.margin, self.train.stain_jitter
+            ).contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-                type_logits, value_logits, _ = self.network(images)
-            loss = label_set_loss(type_logits, allowed, self.train.label_smoothing)
-            loss = loss + self.train.characteristics_weight * characteristics_loss(value_logits, values, self.slices)
+                type_logits, value_logits, _ = self.network(images, batch.dropped)
+            loss = label_set_loss(type_logits, batch.allowed, self.train.label_smoothing, batch.num_labelled)
+            loss = loss + self.train.characteristics_weight * characteristics_loss(
+                value_logits, batch.values, self.slices, batch.num_labelled_K
+            )
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)

@@ -25,15 +25,19 @@ class Draws:
 
     uniform: Tensor  # B x 15, in -1..1
     normal: Tensor  # B x 3 x 3, standard normal
+    generator: torch.Generator
+    """For whatever else is drawn for this batch."""
 
     @classmethod
     def of(cls, batch: int, seed: int, step: int) -> Draws:
         generator = torch.Generator().manual_seed((seed << 32) + step)
-        return cls(torch.rand(batch, 15, generator=generator) * 2 - 1, torch.randn(batch, 3, 3, generator=generator))
+        uniform = torch.rand(batch, 15, generator=generator) * 2 - 1
+        return cls(uniform, torch.randn(batch, 3, 3, generator=generator), generator)
 
     def cut(self, rank: int, workers: int, device: torch.device) -> Draws:
         """This rank's part: every `workers`-th image."""
-        return Draws(*(t[rank::workers].to(device, non_blocking=True) for t in (self.uniform, self.normal)))
+        uniform, normal = (t[rank::workers].to(device, non_blocking=True) for t in (self.uniform, self.normal))
+        return Draws(uniform, normal, self.generator)
 
 
 def augment(images_BHWC: Tensor, draws: Draws, out_px: int, margin: float, stain_jitter: float) -> Tensor:

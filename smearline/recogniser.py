@@ -44,7 +44,6 @@ class Recogniser(nn.Module):
         self.characteristics = {name: tuple(values) for name, values in characteristics.items()}
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, global_pool="")
         channels = int(self.backbone.num_features)
-        self.dropout = nn.Dropout(_DROPOUT)
         self.type_head = nn.Linear(channels, len(self.types))
         self.characteristics_head = nn.Linear(channels, sum(len(v) for v in self.characteristics.values()))
         config = timm.data.resolve_model_data_config(self.backbone)
@@ -52,11 +51,21 @@ class Recogniser(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         self.register_buffer("projection", _projection(channels, embedding_dim))
 
-    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Float images in 0..1 to type logits (B x T), characteristic logits (B x V) and the feature map (B x C x h x w)."""
+    def forward(self, images_BCHW: Tensor, dropped_BC: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Float images in 0..1 to type logits (B x T), characteristic logits (B x V) and the feature map (B x C x h x w).
+
+        `dropped_BC` is what `dropout` drew; without it, as in service, nothing is dropped.
+        """
         features = self.backbone((images_BCHW - self.mean) / self.std)
-        pooled = self.dropout(features.mean(dim=(2, 3)))
+        pooled = features.mean(dim=(2, 3))
+        if dropped_BC is not None:
+            pooled = pooled * dropped_BC
         return self.type_head(pooled), self.characteristics_head(pooled), features
+
+    def dropout(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Factors (B x C) for the pooled features: 0 for a fifth of them, and the others made up for it."""
+        kept = torch.rand(batch, self.type_head.in_features, generator=generator) >= _DROPOUT
+        return kept / (1 - _DROPOUT)
 
     def slices(self) -> dict[str, slice]:
         """Where each characteristic's values stand among the V logits."""
@@ -124,7 +133,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return dict(loaded.get("state_dict", loaded))
 
 
-def label_set_loss(logits_BT: Tensor, allowed_BT: Tensor, smoothing: float) -> Tensor:
+def label_set_loss(
+    logits_BT: Tensor, allowed_BT: Tensor, smoothing: float, num_labelled: Tensor | None = None
+) -> Tensor:
     """Negative log of the probability that falls on the allowed types, averaged over the labelled images.
 
     A label that names a parent allows all its children (a partial label; Cour et al. 2011, JMLR 12:1501). With one
@@ -134,28 +145,33 @@ def label_set_loss(logits_BT: Tensor, allowed_BT: Tensor, smoothing: float) -> T
     Args:
         logits_BT: B x T.
         allowed_BT: B x T, bool.
+        num_labelled: what the sum is divided by, where this batch is one worker's part of a larger one.
     """
     labelled = allowed_BT.any(dim=1)
     logs = functional.log_softmax(logits_BT.float(), dim=1)
     inside = torch.logsumexp(logs.masked_fill(~allowed_BT, -torch.inf)[labelled], dim=1)
     per_image = -(1 - smoothing) * inside - smoothing * logs[labelled].mean(dim=1)
-    return per_image.sum() / labelled.sum().clamp(min=1)
+    return per_image.sum() / (labelled.sum().clamp(min=1) if num_labelled is None else num_labelled)
 
 
-def characteristics_loss(logits_BV: Tensor, targets_BK: Tensor, slices: Sequence[slice]) -> Tensor:
+def characteristics_loss(
+    logits_BV: Tensor, targets_BK: Tensor, slices: Sequence[slice], num_labelled_K: Tensor | None = None
+) -> Tensor:
     """Mean over the K characteristics of the cross-entropy over the images that have a label of it.
 
     Args:
         logits_BV: B x V.
         targets_BK: B x K, int64; -1 where there is no label.
+        num_labelled_K: as in `label_set_loss`.
     """
+    if num_labelled_K is None:
+        num_labelled_K = (targets_BK >= 0).sum(dim=0).clamp(min=1)
     losses = []
     for column, part in enumerate(slices):
-        has_label = (targets_BK[:, column] >= 0).sum().clamp(min=1)
         total = functional.cross_entropy(
             logits_BV[:, part].float(), targets_BK[:, column], ignore_index=-1, reduction="sum"
         )
-        losses.append(total / has_label)
+        losses.append(total / num_labelled_K[column])
     return torch.stack(losses).mean() if losses else logits_BV.sum() * 0.0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -164,12 +164,11 @@ def test_a_killed_worker_costs_at_most_an_epoch(
         while time.monotonic() < deadline and not killed:
             time.sleep(0.2)
             if any("epoch 2/6" in p.read_text() for p in (tmp_path / training.RUNS).glob("*.progress")):
-                for pid in subprocess.run(
-                    ["pgrep", "-f", "RayTrainWorker"], capture_output=True, text=True
-                ).stdout.split():
-                    os.kill(int(pid), 9)
-                    killed.append(int(pid))
-                    return
+                for process in psutil.Process().children(recursive=True):  # of this test's Ray alone
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
 
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
@@ -193,8 +192,9 @@ def test_one_worker_and_two_draw_the_same_loss_curve(
 ):
     monkeypatch.chdir(tmp_path)
     one, two = (training.fit(frame, parameters(workers=n)).history for n in (1, 2))
-    # The same cells and the same random numbers; what differs is dropout, and how the mean over labels is cut.
-    assert one[-1]["val_loss"] == pytest.approx(two[-1]["val_loss"], rel=0.03)
+    # The same cells, the same random numbers, the same divisors: what is left is the order of sums.
+    assert one[-1]["val_loss"] == pytest.approx(two[-1]["val_loss"], rel=0.01)
+    assert one[0]["val_loss"] == pytest.approx(two[0]["val_loss"], rel=0.001)
 
 
 @pytest.mark.mission("tuning runs and is resumed")
