@@ -1,27 +1,36 @@
-"""Stage differentials: a row for each smear of the data set."""
+"""Stage differentials: the whole data set recognised, a row a cell and a row a smear."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from pipelines.cells import MODEL, in_force
+from pipelines.cells import DIFFERENTIALS, MODEL, PREDICTIONS, SPLITS, in_force
 from smearline import dataset
 from smearline.differential import differential
-from smearline.recognition import RecognitionModel
-
-DIFFERENTIALS = Path("differentials.parquet")
+from smearline.recognition import RecognitionModel, recognise
 
 
 def main() -> None:
-    params = in_force()
-    if dataset.index(params.data.folder, ["smear"])["smear"].isna().all():
+    params, model = in_force(), RecognitionModel(MODEL)
+    folder: Path = params.data.folder
+    index = dataset.index(folder, ["sha256", "smear", "acquired_at", "origin"])
+    if index["smear"].isna().all():
         pd.DataFrame({"site": [], "smear": []}).to_parquet(DIFFERENTIALS, index=False)
+        found, vectors = recognise(model, folder)
+        predictions = found.assign(embedding=list(vectors))
         print("no cell of this data set names its smear: no differentials")
-        return
-    summary = differential(RecognitionModel(MODEL), params.data.folder, DIFFERENTIALS)
-    print(f"{len(summary)} smears")
+    else:
+        summary, predictions = differential(model, folder, DIFFERENTIALS)
+        print(f"{len(summary)} smears")
+    splits = pd.read_parquet(SPLITS, columns=["sha256", "split"])
+    known = index[["sha256", "acquired_at", "origin"]].merge(splits, on="sha256")
+    predictions["embedding"] = [np.asarray(v, np.float16) for v in predictions["embedding"]]
+    predictions.merge(known, on="sha256", validate="one_to_one").assign(
+        embedding_version=model.embedding_version
+    ).to_parquet(PREDICTIONS, index=False)
 
 
 if __name__ == "__main__":

@@ -187,12 +187,41 @@ def differential(
 
     loaded, count = _opened(model, cells)
     with _progress("recognise") as progress:
-        summary = domain.differential(loaded, cells, out, progress=_counter(progress, count))
+        summary, _ = domain.differential(loaded, cells, out, progress=_counter(progress, count))
     inside = int(summary["num_cells"].sum())
     print(
         f"{len(summary)} smears, {inside} cells: {out}"
         + (f"; {count - inside} cells name no smear" if count > inside else "")
     )
+
+
+@app.command()
+def diagnose(
+    model: Annotated[Path, typer.Option("--model", help="A package, or its folder 'diagnosis'.")],
+    differentials: Annotated[Path, typer.Option(help="What 'smearline differential' wrote.")],
+    out: Annotated[Path, typer.Option(help="A .parquet, .csv or .json file: a row a smear.")],
+    cbc: Annotated[
+        Path | None,
+        typer.Option("--cbc", help="Blood counts: Sysmex XN export, plain CSV, JSON ({smear: {WBC: 4.2}}) or Parquet."),
+    ] = None,
+) -> None:
+    """The diagnosis of each smear with its reasons, or an abstention with its own."""
+    from smearline import cbc as blood_counts
+    from smearline import differential as domain
+    from smearline.diagnosis import DiagnosisModel, write_answers
+
+    loaded, summary = DiagnosisModel(model), domain.read(differentials)
+    counts, unmatched = blood_counts.read_for(cbc, summary) if cbc else (None, 0)
+    answers = loaded.diagnose(summary, counts)
+    write_answers(answers, out)
+    print(f"{len(answers)} smears, origin {loaded.card.origin}, {loaded.card.intended_use}: {out}")
+    for name, count in answers["group"].fillna("abstained").value_counts().items():
+        print(f"  {name:12} {count}")
+    if counts is not None:
+        matched = summary["smear"].isin(counts["smear"]).sum()
+        print(f"  blood counts for {matched} of these smears; {unmatched} samples are of other smears")
+    for group, because in loaded.card.not_available.items():
+        print(f"  {group} is never named: {because}")
 
 
 def _opened(model: Path, cells: Path) -> tuple[Any, int]:

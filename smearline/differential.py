@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import beta
 
@@ -90,8 +91,11 @@ def _rates(part: pd.DataFrame) -> dict[str, float | None]:
 
 def differential(
     model: RecognitionModel, directory: Path, out: Path, progress: Callable[[int], None] | None = None
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Recognise a data set and write one row a smear to `out`, with its origin.
+
+    Returns:
+        The smears, and the predictions a row a cell (`recognition.recognise`) with their embedding.
 
     Raises:
         DataError: `out` is neither .parquet nor .csv, or no cell names its smear.
@@ -106,12 +110,27 @@ def differential(
         "simulated" if model.card.origin == "simulated" else origin[key]
         for key in zip(summary["site"], summary["smear"], strict=True)
     ]
-    summary["embedding_version"] = model.card.embedding
+    summary["embedding_version"] = model.embedding_version
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
-        summary.assign(embedding=[" ".join(f"{v:.5g}" for v in e) for e in summary["embedding"]]).to_csv(
-            out, index=False
-        )
+        spelt = [" ".join(f"{v:.9g}" for v in e) for e in summary["embedding"]]
+        summary.assign(embedding=spelt).to_csv(out, index=False)
     else:
         summary.to_parquet(out, index=False)
-    return summary
+    return summary, predictions.assign(embedding=list(embeddings))
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A file that `differential` wrote. Raises DataError where it is none."""
+    try:
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as differentials (.parquet or .csv): {error}") from error
+    if missing := {"site", "smear", "num_counted", "summary_version", "embedding"} - set(frame):
+        raise DataError(
+            f"{path} holds no differentials: it lacks {', '.join(sorted(missing))}; make them: smearline differential"
+        )
+    if path.suffix == ".csv":
+        frame["embedding"] = [np.array(text.split(), np.float32) for text in frame["embedding"]]
+        frame = frame.astype({"smear": "string", "patient": "string"})
+    return frame

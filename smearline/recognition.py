@@ -6,6 +6,7 @@ and trained_on.parquet (which cells and patients it has seen, so that nobody is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from smearline import dataset, images, sites, vocabulary
+from smearline import dataset, images, sites, staining, vocabulary
 from smearline.errors import DataError, ImageError, ModelError
 from smearline.reader import prepare
 
@@ -40,7 +41,7 @@ class ModelCard(BaseModel):
     field_um: float
     size_px: int
     embedding: str
-    """Version of the fixed projection; embeddings of two versions are never compared."""
+    """Version of the fixed projection."""
     temperature: float
     origin: str
     sites: tuple[str, ...]
@@ -88,6 +89,11 @@ class RecognitionModel:
     def seen(self) -> pd.DataFrame:
         """The cells it was trained on: sha256, site, patient, true_type and characteristics."""
         return pd.read_parquet(self.folder / SEEN_FILE)
+
+    @cached_property
+    def embedding_version(self) -> str:
+        """Of the projection and of the network under it: embeddings of two versions are never compared."""
+        return f"{self.card.embedding}/{hashlib.sha256((self.folder / ONNX_FILE).read_bytes()).hexdigest()[:12]}"
 
     def prepare(self, data: bytes, microns_per_px: float) -> NDArray[np.uint8]:
         """Image bytes to the network's input (size_px x size_px x 3, uint8). Raises ImageError."""
@@ -139,21 +145,20 @@ def recognise(
     Raises:
         DataError: no image is left; or an image of the data set cannot be decoded.
     """
-    rows: list[dict[str, Any]] = []
-    parts: list[tuple[NDArray[np.float32], ...]] = []
+    frames: list[pd.DataFrame] = []
+    embeddings: list[NDArray[np.float16]] = []
     with ThreadPoolExecutor(threads) as pool:
         for metadata, batch in _batches(model, directory, keep, pool):
             types, values, embedding = model.run(
                 batch, "type_probabilities", "characteristic_probabilities", "embedding"
             )
-            rows += metadata
-            parts.append((types, values, embedding))
+            frames.append(frame_of(model.card, metadata, types, values, batch))
+            embeddings.append(embedding.astype(np.float16))
             if progress:
                 progress(len(metadata))
-    if not rows:
+    if not frames:
         raise DataError(f"no image to recognise in {directory}")
-    types, values, embedding = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _frame(model.card, rows, types, values), embedding.astype(np.float16)
+    return pd.concat(frames, ignore_index=True), np.concatenate(embeddings)
 
 
 def _batches(
@@ -178,20 +183,32 @@ def _batches(
             yield metadata[start : start + _BATCH], np.stack(crops[start : start + _BATCH])
 
 
-def _frame(
-    card: ModelCard, rows: list[dict[str, Any]], types: NDArray[np.float32], values: NDArray[np.float32]
+def frame_of(
+    card: ModelCard,
+    metadata: list[dict[str, Any]],
+    types: NDArray[np.float32],
+    values: NDArray[np.float32],
+    crops: NDArray[np.uint8],
 ) -> pd.DataFrame:
-    found: dict[str, Any] = {name: [r[name] for r in rows] for name in ("sha256", "site", "patient", "smear")}
+    """One row a cell: the answer in the vocabulary's terms, and what its crop says of the staining and the optics.
+
+    Args:
+        metadata: sha256, site, patient, smear and scale_assumed of each cell.
+        types, values: the outputs type_probabilities and characteristic_probabilities.
+        crops: what the network saw, B x S x S x 3 uint8.
+    """
+    found: dict[str, Any] = {name: [r[name] for r in metadata] for name in ("sha256", "site", "patient", "smear")}
     names = np.array(card.types, dtype=object)
     found["predicted_type"] = names[types.argmax(axis=1)]
     for code in vocabulary.load().types:
-        found[f"p_{code}"] = types[:, card.types.index(code)] if code in card.types else np.zeros(len(rows), np.float32)
+        found[f"p_{code}"] = types[:, card.types.index(code)] if code in card.types else np.float32(0)
     start = 0
     for name, known in card.characteristics.items():
         part = values[:, start : start + len(known)]
         found[f"c_{name}"] = np.array(known, dtype=object)[part.argmax(axis=1)]
         found |= {f"p_{name}_{value}": part[:, i] for i, value in enumerate(known)}
         start += len(known)
-    found["scale_assumed"] = [r["scale_assumed"] for r in rows]
+    found["scale_assumed"] = [r["scale_assumed"] for r in metadata]
+    found |= staining.measure(crops, card.field_um / card.size_px)
     text = ["sha256", "site", "patient", "smear", "predicted_type", *(f"c_{name}" for name in card.characteristics)]
     return pd.DataFrame(found).astype(dict.fromkeys(text, "string"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -78,6 +78,21 @@ class EvaluateSettings(_Section):
     num_errors_shown: int = Field(ge=0, le=400)
 
 
+class DiagnosisSettings(_Section):
+    seed: int
+    parts: tuple[Literal["differential", "characteristics", "embedding", "cbc"], ...] = Field(min_length=1)
+    strength: float = Field(gt=0)
+    min_cells: int = Field(ge=1)
+    min_probability: float = Field(ge=0, le=1)
+    min_patients: int = Field(ge=2)
+    repeats: int = Field(ge=1)
+
+
+class GateSettings(_Section):
+    margin: float = Field(gt=0, lt=0.5)
+    seed: int
+
+
 class Settings(_Section):
     """All parameters of the pipeline."""
 
@@ -88,6 +103,8 @@ class Settings(_Section):
     train: TrainSettings
     tune: TuneSettings
     evaluate: EvaluateSettings
+    diagnosis: DiagnosisSettings
+    gate: GateSettings
 
 
 def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_why_a_cell_holds_no_number(raw: str, mark: str, reason: str | None):
 
 
 def test_an_export_becomes_a_row_a_value(tmp_path: Path):
-    found = cbc.read_sysmex_xn(put(tmp_path / "xn.csv", EXPORT)).set_index(["sample", "parameter"])
+    found = cbc.read_export(put(tmp_path / "xn.csv", EXPORT)).set_index(["sample", "parameter"])
     assert found.loc[("S1", "WBC"), "value"] == 6.1
     assert found.loc[("S1", "WBC"), "unit"] == "10^9/L"
     assert found.loc[("S1", "HGB"), "mark"] == "+"
@@ -61,11 +61,11 @@ def test_identifiers_of_an_export_become_pseudonyms(tmp_path: Path, sites_folder
 
 def test_text_under_any_heading_may_be_a_name_and_is_not_kept(tmp_path: Path):
     export = "Sample No.;Nachname;WBC(10^9/L)\nS1;Mustermann;6.1\n"
-    found = cbc.read_sysmex_xn(put(tmp_path / "xn.csv", export.encode("cp1252")))
+    found = cbc.read_export(put(tmp_path / "xn.csv", export.encode("cp1252")))
     assert "Mustermann" not in str(found.to_dict())
     assert found["value"].dropna().tolist() == [6.1]
 
 
 def test_another_csv_is_refused(tmp_path: Path):
     with pytest.raises(ImportSourceError, match=r"no column 'Sample No\.'"):
-        cbc.read_sysmex_xn(put(tmp_path / "xn.csv", "a,b\n1,2\n"))
+        cbc.read_export(put(tmp_path / "xn.csv", "a,b\n1,2\n"))

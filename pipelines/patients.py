@@ -1,0 +1,77 @@
+"""Which smears have a patient whose diagnosis is known, and which of them may be learned from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pipelines.cells import DIFFERENTIALS, MODEL, SPLITS
+from smearline import cbc, dataset, diagnosis, settings, vocabulary
+from smearline.recognition import RecognitionModel
+
+EMPTY = "no smear of this data set has a patient whose diagnosis is known"
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Smears fit to learn from (a row each; `group`, `split`), their counts, and why the rest was left out."""
+
+    summary: pd.DataFrame
+    counts: pd.DataFrame
+    not_available: dict[str, str]
+    left_out: dict[str, int]
+    origin: str
+
+
+def diagnosed(params: settings.Settings) -> Patients:
+    """The differentials whose patient has a diagnosis, enough cells, and a group with enough patients.
+
+    With a recogniser of real cells only real patients count.
+    """
+    summary = pd.read_parquet(DIFFERENTIALS)
+    real = RecognitionModel(MODEL).card.origin == "real"
+    folder = params.data.folder
+    known = dataset.read_tables(folder, "labels/patients-*.parquet", dataset.PATIENTS)
+    known = known.dropna(subset=["diagnosis", "patient"]).drop_duplicates(["site", "patient"])
+    left_out: dict[str, int] = {}
+    if len(summary):
+        summary = summary.merge(
+            known[["site", "patient", "diagnosis"]].rename(columns={"diagnosis": "group"}),
+            on=["site", "patient"],
+            how="left",
+        )
+        cells = dataset.index(folder, ["sha256", "site", "smear"]).merge(
+            pd.read_parquet(SPLITS, columns=["sha256", "split"]), on="sha256"
+        )
+        of_smear = cells.dropna(subset=["smear"]).groupby(["site", "smear"])["split"].first()
+        summary["split"] = of_smear.reindex(pd.MultiIndex.from_frame(summary[["site", "smear"]])).to_numpy()
+        for why, keep in (
+            ("diagnosis not known", summary["group"].notna()),
+            ("simulated patient", summary["origin"].eq("real") | (not real)),
+            (f"fewer than {params.diagnosis.min_cells} cells", summary["num_counted"] >= params.diagnosis.min_cells),
+        ):
+            left_out[why] = int((~keep[summary.index]).sum())
+            summary = summary[keep[summary.index]]
+    not_available = {}
+    learnable = summary[summary["split"] != "test"] if len(summary) else summary
+    for code in vocabulary.load().diagnoses:
+        mine = learnable[learnable["group"] == code] if len(learnable) else learnable
+        count = int(diagnosis.patient_keys(mine).nunique()) if len(mine) else 0
+        if count < params.diagnosis.min_patients:
+            kind = "real patients" if real else "patients"
+            not_available[code] = (
+                f"not trained on {kind}: the training data has {count} with enough cells, and "
+                f"{params.diagnosis.min_patients} are needed"
+            )
+    if len(summary):
+        few = summary["group"].isin(list(not_available))
+        left_out["group with too few patients"] = int(few.sum())
+        summary = summary[~few].reset_index(drop=True)
+    return Patients(
+        summary,
+        dataset.read_tables(folder, "cbc/*.parquet", cbc.COUNTS),
+        not_available,
+        left_out,
+        "real" if real else "simulated",
+    )

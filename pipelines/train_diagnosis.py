@@ -1,0 +1,42 @@
+"""Stage train_diagnosis: the diagnostic model, learned from the patients outside the test split."""
+
+from __future__ import annotations
+
+import json
+
+from pipelines.cells import DIAGNOSIS, MODEL, in_force
+from pipelines.patients import EMPTY, diagnosed
+from smearline import diagnosis
+from smearline.recognition import RecognitionModel
+
+
+def main() -> None:
+    params = in_force()
+    found = diagnosed(params)
+    for why, count in found.left_out.items():
+        if count:
+            print(f"left out: {count} smears, {why}")
+    part = found.summary[found.summary["split"] != "test"] if len(found.summary) else found.summary
+    DIAGNOSIS.mkdir(parents=True, exist_ok=True)
+    if not len(part) or part["group"].nunique() < 2:
+        because = EMPTY if not found.left_out else f"fewer than two groups can be learned: {found.not_available}"
+        text = json.dumps({"because": because, "not_available": found.not_available}, indent=1)
+        (DIAGNOSIS / diagnosis.ABSENT_FILE).write_text(text + "\n", encoding="utf-8")
+        print(f"no diagnostic model: {because}")
+        return
+    part = part.reset_index(drop=True)
+    model = diagnosis.write(
+        DIAGNOSIS,
+        part,
+        found.counts,
+        part["group"],
+        params.diagnosis,
+        not_available=found.not_available,
+        embedding_version=RecognitionModel(MODEL).embedding_version,
+        origin=found.origin,
+    )
+    print(f"{', '.join(model.card.groups)}: {model.card.num_patients} patients, {len(model.card.features)} features")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,475 @@
+"""The diagnostic assistant: a smear's summary and blood count to a group, with its reasons, or an abstention with its own.
+
+A model folder holds model.skops (scikit-learn: imputation, scaling, multinomial logistic regression, temperature),
+model.json (what it reads, what it may say, where it comes from) and trained_on.parquet (its patients and their features).
+
+The model is linear on purpose. Patients are few, so a stronger model learns the laboratory; and of a linear model the
+Shapley values are exact: for independent features, phi_j = w_j (x_j - mean_j) (Lundberg & Lee 2017, NeurIPS 30,
+corollary 1), so a reason is what moved the answer and not an estimate of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import skops.io
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import pairwise_distances
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from smearline import cbc, differential, vocabulary
+from smearline.errors import DataError, ModelError
+from smearline.recognition import RecognitionModel
+from smearline.settings import DiagnosisSettings
+
+CONTRACT = "diagnosis-1"
+SKOPS_FILE, CARD_FILE, SEEN_FILE, ABSENT_FILE = "model.skops", "model.json", "trained_on.parquet", "absent.json"
+TRUSTED = ["numpy.dtype"]
+"""What a model file may hold beside the types that skops trusts; anything else is refused."""
+PARTS = {"differential": "share_", "characteristics": "rate_", "embedding": "embedding_", "cbc": "cbc_"}
+NUM_REASONS = 6
+MISSING_LIMIT = 0.5
+"""Share of the blood count's values that may be missing before the model abstains."""
+WIDENING = 0.5
+"""A laboratory value may lie outside the range of the training smears by this part of that range."""
+UNLIKENESS = 1.5
+"""A smear may lie this many times farther from its nearest training smear than any of those lay from its own."""
+
+
+class DiagnosisCard(BaseModel):
+    """model.json of a diagnostic model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    contract: str
+    summary_version: str
+    embedding_version: str
+    vocabulary: str
+    groups: tuple[str, ...]
+    not_available: dict[str, str]
+    """Group to why this model never names it."""
+    features: tuple[str, ...]
+    ranges: dict[str, tuple[float, float]]
+    """Laboratory value to the accepted range, on the model's scale."""
+    inverse_temperature: float
+    nearest_limit: float
+    origin: str
+    sites: tuple[str, ...]
+    num_patients: int
+    num_smears: int
+    data_digest: str
+    parameters: dict[str, Any]
+    intended_use: str = "research use only"
+
+    @property
+    def min_cells(self) -> int:
+        return int(self.parameters["min_cells"])
+
+
+def features(summary: pd.DataFrame, counts: pd.DataFrame | None, parts: tuple[str, ...]) -> pd.DataFrame:
+    """What a model reads, a row a smear of `summary`: shares as their square roots (which evens out the binomial
+    variance; Bartlett 1936, JRSS Suppl. 3:68), rates of characteristics, the embedding's E values, and the blood count in
+    laboratory.yaml's units, those of scale 'log' as log10(1 + value). The number of cells is never among them.
+
+    Raises:
+        ModelError: the summary is of another version.
+    """
+    if set(summary["summary_version"]) - {differential.VERSION}:
+        raise ModelError(
+            f"the smear summary is '{summary['summary_version'].iloc[0]}'; this version reads '{differential.VERSION}'. "
+            "Make the differentials again: smearline differential"
+        )
+    blocks: list[pd.DataFrame] = []
+    if "differential" in parts:
+        shares = summary[[f"share_{t}" for t in vocabulary.load().differential_types]]
+        blocks.append(np.sqrt(shares.astype(float)))
+    if "characteristics" in parts:
+        twins = {f"rate_{n}_{c.values[0]}" for n, c in vocabulary.load().characteristics.items() if len(c.values) == 2}
+        rates = [c for c in summary if c.startswith("rate_") and c not in twins]  # of two values one says all
+        blocks.append(summary[rates].astype(float))
+    if "embedding" in parts:
+        vectors = np.stack([np.asarray(v, np.float64) for v in summary["embedding"]])
+        columns = [f"embedding_{i}" for i in range(vectors.shape[1])]
+        blocks.append(pd.DataFrame(vectors, summary.index, columns))
+    if "cbc" in parts:
+        names = cbc.analytes()
+        keys = pd.MultiIndex.from_frame(summary[["site", "smear"]].astype(object))
+        wide = (
+            cbc.laboratory_values(counts) if counts is not None and len(counts) else pd.DataFrame(columns=list(names))
+        )
+        values = wide.reindex(keys).astype(float).set_axis(summary.index)
+        logs = [n for n, a in names.items() if a.scale == "log"]
+        values[logs] = np.log10(1 + values[logs].clip(lower=0))
+        blocks.append(values.add_prefix("cbc_"))
+    return pd.concat(blocks, axis=1)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted pipeline (scale, regress) and the inverse temperature of its logits."""
+
+    pipeline: Pipeline
+    groups: tuple[str, ...]
+    inverse_temperature: float
+
+    def logits(self, table: pd.DataFrame) -> NDArray[np.float64]:
+        """Calibrated logits, N smears x K groups."""
+        return self.inverse_temperature * _pair(self.pipeline.decision_function(table))
+
+    def probabilities(self, table: pd.DataFrame) -> NDArray[np.float64]:
+        return softmax(self.logits(table), axis=1)
+
+    def contributions(self, table: pd.DataFrame) -> NDArray[np.float64]:
+        """Shapley values, N smears x K groups x F features: what each feature adds to a group's calibrated logit, less
+        the mean over the groups. With the logits of the average smear they sum to the logits (less their mean)."""
+        scale = self.pipeline["scale"]
+        weights = _pair(self.pipeline["regress"].coef_.T).T
+        weights = (weights - weights.mean(axis=0)) * self.inverse_temperature
+        placed = {name: i for i, name in enumerate(scale.get_feature_names_out())}
+        return (scale.transform(table)[:, None, :] * weights[None])[:, :, [placed[name] for name in table.columns]]
+
+
+def _pair(decisions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One column a group, where scikit-learn gives one for two groups."""
+    if decisions.ndim == 2 and decisions.shape[1] > 1:
+        return decisions
+    half = decisions.reshape(-1, 1) / 2
+    return np.hstack([-half, half])
+
+
+def fit(
+    table: pd.DataFrame, groups: pd.Series, patients: pd.Series, params: DiagnosisSettings, calibrate: bool = True
+) -> Fitted:
+    """A model of `table` (a row a smear) for `groups`, calibrated on patients left out.
+
+    A missing value is set to the training mean and so says nothing. Each part (differential, embedding, ...) is scaled to
+    the same total variance, so that 64 embedding values do not drown 14 shares. The temperature (Guo et al. 2017, arXiv
+    1706.04599) is fitted against targets smoothed by the size of each group, as Platt 1999 does, since a few patients
+    that are told apart without an error do not prove certainty.
+
+    Raises:
+        DataError: there is one group, or a group has fewer than two patients.
+    """
+    per_group = patients.groupby(groups.to_numpy()).nunique()
+    if (per_group < 2).any() or len(per_group) < 2:
+        raise DataError(f"a diagnostic model needs two groups with two patients each; given: {per_group.to_dict()}")
+    columns = {part: [c for c in table if c.startswith(prefix)] for part, prefix in PARTS.items()}
+    present = {part: names for part, names in columns.items() if names}
+    scaled = ColumnTransformer(
+        [(part, make_pipeline(SimpleImputer(), StandardScaler()), names) for part, names in present.items()],
+        transformer_weights={part: len(names) ** -0.5 for part, names in present.items()},
+        verbose_feature_names_out=False,
+    )
+    pipeline = Pipeline([("scale", scaled), ("regress", LogisticRegression(C=params.strength, max_iter=2000))])
+    truth = groups.to_numpy(str)
+    temperature = 1.0
+    if calibrate:
+        folds = StratifiedGroupKFold(min(5, int(per_group.min())), shuffle=True, random_state=params.seed)
+        splits = list(folds.split(table, truth, patients))
+        left_out = cross_val_predict(pipeline, table, truth, cv=splits, method="decision_function")
+        temperature = _inverse_temperature(_pair(left_out), truth)
+    pipeline.fit(table, truth)
+    return Fitted(pipeline, tuple(map(str, pipeline.classes_)), temperature)
+
+
+def _inverse_temperature(logits: NDArray[np.float64], truth: NDArray[np.str_]) -> float:
+    names, places, sizes = np.unique(truth, return_inverse=True, return_counts=True)
+    own = ((sizes + 1) / (sizes + 2))[places, None]
+    targets = np.where(np.eye(len(names), dtype=bool)[places], own, (1 - own) / (len(names) - 1))
+
+    def loss(log_beta: float) -> float:
+        return -float((targets * log_softmax(np.exp(log_beta) * logits, axis=1)).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
+
+
+def write(
+    folder: Path,
+    summary: pd.DataFrame,
+    counts: pd.DataFrame | None,
+    groups: pd.Series,
+    params: DiagnosisSettings,
+    *,
+    not_available: dict[str, str],
+    embedding_version: str,
+    origin: str,
+) -> DiagnosisModel:
+    """Fit a model on smears whose group is known, write its folder and read it back.
+
+    Args:
+        summary: a row a smear with at least `params.min_cells` counted cells.
+        groups: the diagnosis of each.
+
+    Raises:
+        DataError: as `fit`.
+    """
+    table = features(summary, counts, params.parts)
+    table = table[[c for c in table if table[c].notna().mean() > 0.5]]
+    patients = patient_keys(summary)
+    model = fit(table, groups, patients, params)
+    laboratory = table[[c for c in table if c.startswith("cbc_")]]
+    low, high = laboratory.min(), laboratory.max()
+    room = WIDENING * (high - low).clip(lower=1e-6)
+    scaled = model.pipeline["scale"].transform(table)
+    apart = pairwise_distances(scaled)
+    apart[patients.to_numpy()[:, None] == patients.to_numpy()[None]] = np.inf
+    folder.mkdir(parents=True, exist_ok=True)
+    skops.io.dump(model.pipeline, folder / SKOPS_FILE)
+    seen = summary[["site", "smear", "patient"]].assign(group=groups).join(table)
+    seen.to_parquet(folder / SEEN_FILE, index=False)
+    card = DiagnosisCard(
+        contract=CONTRACT,
+        summary_version=differential.VERSION,
+        embedding_version=embedding_version,
+        vocabulary=vocabulary.load().version,
+        groups=model.groups,
+        not_available=not_available,
+        features=tuple(table.columns),
+        ranges={n: (float(low[n] - room[n]), float(high[n] + room[n])) for n in laboratory},
+        inverse_temperature=model.inverse_temperature,
+        nearest_limit=float(UNLIKENESS * apart.min(axis=1).max()),
+        origin=origin,
+        sites=tuple(sorted(set(summary["site"]))),
+        num_patients=int(patients.nunique()),
+        num_smears=len(summary),
+        data_digest=hashlib.sha256(seen.sort_values(["site", "smear"]).to_csv(index=False).encode()).hexdigest(),
+        parameters=params.model_dump(mode="json"),
+    )
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return DiagnosisModel(folder)
+
+
+def patient_keys(summary: pd.DataFrame) -> pd.Series:
+    """One key a patient; a smear without a patient is a patient of its own."""
+    own = summary["patient"].astype(object).where(summary["patient"].notna(), "smear " + summary["smear"].astype(str))
+    return (summary["site"].astype(str) + "/" + own.astype(str)).set_axis(summary.index)
+
+
+class DiagnosisModel:
+    """A packaged diagnostic model.
+
+    Raises:
+        ModelError: the folder lacks a file, is of another contract, or its model holds types that are not trusted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / CARD_FILE).is_file() and (folder / "diagnosis").is_dir():
+            folder = folder / "diagnosis"
+        if (folder / ABSENT_FILE).is_file():
+            because = json.loads((folder / ABSENT_FILE).read_text(encoding="utf-8"))["because"]
+            raise ModelError(f"{folder} holds no diagnostic model: {because}")
+        for name in (SKOPS_FILE, CARD_FILE, SEEN_FILE):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder} is no folder of a diagnostic model: it has no {name}; make one: dvc repro")
+        try:
+            self.card = DiagnosisCard.model_validate_json((folder / CARD_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{folder / CARD_FILE} is no card of a diagnostic model: {error}") from error
+        if self.card.contract != CONTRACT:
+            raise ModelError(f"{folder} keeps the contract '{self.card.contract}'; this version reads '{CONTRACT}'")
+        file = folder / SKOPS_FILE
+        if foreign := sorted(set(skops.io.get_untrusted_types(file=file)) - set(TRUSTED)):
+            raise ModelError(f"{file} holds types that are not trusted: {', '.join(foreign)}")
+        self.folder = folder
+        pipeline = skops.io.load(file, trusted=TRUSTED)
+        self._model = Fitted(pipeline, self.card.groups, self.card.inverse_temperature)
+
+    @cached_property
+    def seen(self) -> pd.DataFrame:
+        """The smears it was trained on: site, smear, patient, group and features."""
+        return pd.read_parquet(self.folder / SEEN_FILE)
+
+    def diagnose(self, summary: pd.DataFrame, counts: pd.DataFrame | None = None) -> pd.DataFrame:
+        """A row a smear: site, smear, status ('diagnosed' | 'abstained'), group (None where abstained), p_<GROUP>,
+        reasons (list of feature, value, usual, contribution, says; for the likeliest group), abstained_because (list of
+        text), not_available (list of group, because), origin, num_cells, num_counted.
+
+        Args:
+            summary: rows of `differential.summarise`.
+            counts: rows of `cbc.COUNTS`; None where there is no blood count.
+
+        Raises:
+            ModelError: the summary, or its embedding, is of another version.
+        """
+        if "embedding_version" in summary and set(summary["embedding_version"]) - {self.card.embedding_version}:
+            raise ModelError(
+                f"the embedding is '{summary['embedding_version'].iloc[0]}', and this model reads "
+                f"'{self.card.embedding_version}': recogniser and diagnostic model do not belong together"
+            )
+        parts = tuple(self.card.parameters["parts"])
+        table = features(summary, counts, parts).reindex(columns=list(self.card.features))
+        probabilities = self._model.probabilities(table)
+        shapley = self._model.contributions(table)
+        why = self._abstentions(summary, table, probabilities)
+        best = probabilities.argmax(axis=1)
+        rows = []
+        for i in range(len(summary)):
+            rows.append(
+                {
+                    "site": summary["site"].iloc[i],
+                    "smear": summary["smear"].iloc[i],
+                    "status": "abstained" if why[i] else "diagnosed",
+                    "group": None if why[i] else self.card.groups[best[i]],
+                    **{f"p_{g}": float(p) for g, p in zip(self.card.groups, probabilities[i], strict=True)},
+                    "reasons": self._reasons(table.iloc[i], shapley[i, best[i]], self.card.groups[best[i]]),
+                    "abstained_because": why[i],
+                    "not_available": [{"group": g, "because": b} for g, b in self.card.not_available.items()],
+                    "origin": self.card.origin,
+                    "num_cells": int(summary["num_cells"].iloc[i]),
+                    "num_counted": int(summary["num_counted"].iloc[i]),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _abstentions(
+        self, summary: pd.DataFrame, table: pd.DataFrame, probabilities: NDArray[np.float64]
+    ) -> list[list[str]]:
+        card = self.card
+        least = float(card.parameters["min_probability"])
+        scaler = self._model.pipeline["scale"]
+        apart = pairwise_distances(scaler.transform(table), scaler.transform(self.seen[list(card.features)]))
+        laboratory = [c for c in card.features if c.startswith("cbc_")]
+        found = []
+        for i in range(len(table)):
+            because = []
+            row, counted = table.iloc[i], int(summary["num_counted"].iloc[i])
+            if counted < card.min_cells:
+                because.append(f"{counted} cells were counted, and {card.min_cells} are needed")
+            for name, (low, high) in card.ranges.items():
+                if not np.isnan(row[name]) and not low <= row[name] <= high:
+                    say = _Feature(name)
+                    because.append(
+                        f"{say.name} is {say.value(row[name])}; learned from {say.value(low)} to {say.value(high)}"
+                    )
+            missing = int(row[laboratory].isna().sum())
+            if laboratory and missing > MISSING_LIMIT * len(laboratory):
+                because.append(f"{missing} of the {len(laboratory)} laboratory values that it reads are missing")
+            if apart[i].min() > card.nearest_limit:
+                because.append(
+                    f"the smear is unlike all {len(self.seen)} that it learned from (distance {apart[i].min():.2f}, "
+                    f"at most {card.nearest_limit:.2f})"
+                )
+            if not because and probabilities[i].max() < least:
+                because.append(f"no group reaches the probability {least:g} (highest {probabilities[i].max():.2f})")
+            found.append(because)
+        return found
+
+    def _reasons(self, row: pd.Series, shapley: NDArray[np.float64], group: str) -> list[dict[str, Any]]:
+        """The features that moved the answer most; the embedding's values count as one."""
+        pooled = np.array([name.startswith("embedding_") for name in row.index])
+        usual = self.seen[list(self.card.features)].mean()
+        entries = [(str(name), float(shapley[j])) for j, name in enumerate(row.index) if not pooled[j]]
+        if pooled.any():
+            entries.append(("embedding", float(shapley[pooled].sum())))
+        name_of = vocabulary.load().names
+        reasons = []
+        for name, weight in sorted(entries, key=lambda e: -abs(e[1]))[:NUM_REASONS]:
+            if abs(weight) < 1e-9:
+                continue
+            side = f"{'for' if weight > 0 else 'against'} {name_of[group]}"
+            if name == "embedding":
+                reasons.append(
+                    dict(
+                        feature=name,
+                        value=None,
+                        usual=None,
+                        contribution=weight,
+                        says=f"the look of the cells as a whole speaks {side}",
+                    )
+                )
+                continue
+            say = _Feature(name)
+            reasons.append(
+                dict(
+                    feature=name,
+                    value=say.plain(row[name]),
+                    usual=say.plain(usual[name]),
+                    contribution=weight,
+                    says=f"{say.name}: {say.value(row[name])} (mean of those learned from {say.value(usual[name])}) speaks {side}",
+                )
+            )
+        return reasons
+
+
+def write_answers(answers: pd.DataFrame, out: Path) -> None:
+    """Answers of `DiagnosisModel.diagnose` as .parquet, .csv or .json; in a table, lists stand as JSON.
+
+    Raises:
+        DataError: `out` has another suffix.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".json":
+        answers.to_json(out, orient="records", indent=1)
+        return
+    if out.suffix not in (".parquet", ".csv"):
+        raise DataError(f"{out.name}: give a name that ends in .parquet, .csv or .json")
+    lists = ["reasons", "abstained_because", "not_available"]
+    flat = answers.assign(**{name: answers[name].map(json.dumps) for name in lists})
+    if out.suffix == ".csv":
+        flat.to_csv(out, index=False)
+    else:
+        flat.to_parquet(out, index=False)
+
+
+class _Feature:
+    """How a feature is told to a reader."""
+
+    def __init__(self, column: str) -> None:
+        words = vocabulary.load()
+        self._kind, rest = column.split("_", 1)
+        self._unit, self._log = "%", False
+        if self._kind == "share":
+            self.name = f"share of {words.names[rest]}"
+        elif self._kind == "rate":
+            name = next(n for n in sorted(words.characteristics, key=len, reverse=True) if rest.startswith(f"{n}_"))
+            self.name = f"{name.replace('_', ' ')} '{rest[len(name) + 1 :]}'"
+        else:
+            analyte = cbc.analytes()[rest]
+            self.name, self._unit, self._log = f"{analyte.name} ({rest})", analyte.unit, analyte.scale == "log"
+
+    def plain(self, value: float) -> float | None:
+        """The value as it was measured, from the model's scale."""
+        if np.isnan(value):
+            return None
+        if self._kind == "share":
+            return round(100 * max(value, 0.0) ** 2, 2)
+        if self._kind == "rate":
+            return round(100 * float(value), 2)
+        return round(10**value - 1 if self._log else float(value), 4)
+
+    def value(self, value: float) -> str:
+        plain = self.plain(value)
+        return "missing" if plain is None else f"{plain:.4g} {self._unit}"
+
+
+def check_pair(recogniser: RecognitionModel, diagnosis: DiagnosisCard) -> None:
+    """Whether a recogniser and a diagnostic model belong together.
+
+    Raises:
+        ModelError: their contracts differ, or a recogniser of real cells would serve what was learned from simulated
+            patients.
+    """
+    if diagnosis.embedding_version != recogniser.embedding_version:
+        raise ModelError(
+            f"the recogniser's embedding is '{recogniser.embedding_version}', the diagnostic model reads "
+            f"'{diagnosis.embedding_version}': train the diagnostic model again on this recogniser's differentials"
+        )
+    if diagnosis.summary_version != differential.VERSION:
+        raise ModelError(f"the diagnostic model reads '{diagnosis.summary_version}', not '{differential.VERSION}'")
+    if recogniser.card.origin == "real" and diagnosis.origin != "real":
+        raise ModelError("a recogniser trained on real cells serves only diagnoses learned from real patients")
