@@ -5,7 +5,8 @@ PYTHON ?= python3.11
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-CORES ?= $(shell nproc 2>/dev/null || echo 2)
+WORKSPACE ?= .work/demo
+PORT ?= 3000
 # Nothing calls home, and every process takes one thread unless it asks for more.
 export DO_NOT_TRACK=1
 export DVC_NO_ANALYTICS=1
@@ -31,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## the whole line on simulated laboratories (first run, set-up included: within 15 minutes on 2 cores)
-	@$(PY) -m pipelines.workspace demo
+	@$(PY) -m pipelines.demo
 
 real: setup ## the whole line on real sets: make real DATA=folder (docs/data.md)
 	@test -n "$(DATA)" || { echo "say where the data lies: make real DATA=folder (see docs/data.md)"; exit 2; }
@@ -40,6 +41,20 @@ real: setup ## the whole line on real sets: make real DATA=folder (docs/data.md)
 real-cross: setup ## train on PBC alone and test on JHU, and the other way round: make real-cross DATA=folder
 	@test -n "$(DATA)" || { echo "say where the data lies: make real-cross DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m pipelines.workspace cross --data "$(DATA)"
+
+serve: setup ## start the last bento, without torch, and print curl lines that work: make serve WORKSPACE=.work/demo PORT=3000
+	@$(PY) -m serving.run --workspace $(WORKSPACE) --port $(PORT)
+
+flows: setup ## Prefect's server, and the flows at their times: make flows WORKSPACE=.work/demo
+	@cd $(WORKSPACE) && export PREFECT_HOME=$$PWD/.smearline/prefect PREFECT_API_URL=http://127.0.0.1:4200/api && \
+	  { prefect server start --host 127.0.0.1 --port 4200 & trap "kill $$!" EXIT; \
+	    until curl -sf $$PREFECT_API_URL/health >/dev/null; do sleep 1; done; python -m flows serve; }
+
+drift-ui: setup ## Evidently's page, the history of every site: make drift-ui WORKSPACE=.work/demo
+	@evidently ui --workspace $(WORKSPACE)/.smearline/evidently --host 127.0.0.1 --port 8000
+
+loop: setup ## the loop once around: drift, verdict, overrides, ingest, retrain, gate, approval, switch, trace (needs make demo)
+	@$(PY) -m bench.loop
 
 test: setup lint ## ruff, mypy and the tests
 	@$(PY) -m pytest
@@ -53,4 +68,4 @@ lint: setup ## ruff and mypy
 clean: ## remove the workspaces (their data and models too), not the .venv
 	rm -rf .work
 
-.PHONY: help setup demo real real-cross figures test lint clean
+.PHONY: help setup demo real real-cross serve flows drift-ui loop figures test lint clean

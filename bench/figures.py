@@ -54,6 +54,7 @@ def record(name: str) -> None:
         },
         "characteristics": figures["characteristics"],
         "common_types": common_types(space),
+        "diagnosis": json.loads((space / "evaluation" / "diagnosis.json").read_text(encoding="utf-8")),
         "parameters": lineage["parameters"],
         "provenance": {
             **provenance(space / "data", COMMANDS[name]),
@@ -191,7 +192,32 @@ def render(results: Path = RESULTS) -> str:
     if rows:
         parts.append("The fall between laboratories, over the ten types that both have (`make real-cross`):")
         parts.append(_table(["trained on", "tested on", "cells", "accuracy", "by parents"], rows))
+    if "cross_validation" in real.get("diagnosis", {}):
+        parts += _diagnosis(real["diagnosis"])
     return "\n\n".join(parts)
+
+
+def _diagnosis(figures: dict[str, Any]) -> list[str]:
+    patients = figures["num_patients"]
+    rows = [
+        [
+            name,
+            row["num_features"],
+            _bounded(row["auc"], row["auc_interval"]),
+            _bounded(row["model_gains"], row["model_gains_interval"]) if "model_gains" in row else "",
+        ]
+        for name, row in figures["cross_validation"].items()
+    ]
+    said = (
+        f"{' against '.join(patients)} among {sum(patients.values())} real patients "
+        f"({', '.join(f'{n} {g}' for g, n in patients.items())}), by repeated cross-validation over patients; the recogniser "
+        f"was trained on the cells of {figures['recogniser_has_seen']} of these smears (docs/diagnosis.md):"
+    )
+    return [said, _table(["what the model reads", "features", "AUC", "the whole model gains"], rows)]
+
+
+def _bounded(value: float, interval: list[float]) -> str:
+    return f"{value:.3f} ({interval[0]:.3f}–{interval[1]:.3f})"
 
 
 def written(readme: str) -> str:

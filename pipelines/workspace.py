@@ -1,4 +1,4 @@
-"""Workspaces: a git clone of this repository with data of its own (`make demo`, `make real`, `make real-cross`).
+"""Workspaces: a git clone of this repository with data of its own (`make real`, `make real-cross`; demo.py: `make demo`).
 
 A workspace lies in .work/NAME, on its own branch; its parameters are params.yaml with a recipe put over it; its DVC
 remote is a folder beside it. Running a command again brings the code up to date and redoes only what changed.
@@ -60,8 +60,8 @@ class Workspace:
     def git(self, *arguments: str) -> str:
         return _run(["git", *arguments], self.folder, capture=True)
 
-    def run(self, *command: str) -> None:
-        _run(command, self.folder)
+    def run(self, *command: str, **variables: str) -> None:
+        _run(command, self.folder, variables=variables)
 
     def smearline(self, *arguments: str) -> None:
         """The command `smearline`, with the workspace's own code and sites."""
@@ -87,7 +87,7 @@ class Workspace:
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro"],
             cwd=self.folder,
-            env=_environment(),
+            env=environment(),
             text=True,
             stdout=subprocess.PIPE,
         )
@@ -118,7 +118,9 @@ class Workspace:
             timing.write_text(
                 json.dumps({"seconds": dict(seconds), "total_seconds": round(total, 1)}), encoding="utf-8"
             )
-        headline = json.loads((self.folder / "evaluation" / "headline.json").read_text(encoding="utf-8"))
+        headline: dict[str, float] = {}
+        for name in ("headline.json", "diagnosis_headline.json"):
+            headline |= json.loads((self.folder / "evaluation" / name).read_text(encoding="utf-8"))
         quarantine = pd.read_parquet(self.folder / "data" / "quarantine.parquet")
         splits = pd.read_parquet(self.folder / "splits.parquet")
         where = os.path.relpath(self.folder, Path.cwd())
@@ -132,9 +134,11 @@ made in {where}, {total / 60:.1f} minutes; stages run now (s): {dict(seconds) or
   metrics
 {figures}
   page         {where}/evaluation/evaluation.html   (opens without a network)
-  model        {where}/package/recogniser
-  differential {where}/differentials.parquet
-next, judge the model on other cells (those it was trained on are left out):
+  package      {where}/package   (recogniser, diagnostic model, lineage)
+  smears       {where}/differentials.parquet
+next, serve it, and type the lines that it prints:
+  make serve WORKSPACE={where}
+judge the model on other cells (those it was trained on are left out):
   .venv/bin/smearline evaluate --model {where}/package/recogniser --cells {where}/data --out /tmp/evaluation
 or try another learning rate:
   cd {where} && source {os.path.relpath(PRODUCT / ".venv/bin/activate", self.folder)}
@@ -144,20 +148,6 @@ or try another learning rate:
 
 def _counts(values: pd.Series) -> str:
     return ", ".join(f"{count} {name}" for name, count in values.value_counts().items())
-
-
-def demo() -> None:
-    """The whole line on simulated laboratories."""
-    started = time.monotonic()
-    space = Workspace.prepare("demo", "demo")
-    raw, sites = space.folder / "raw", ("sim_north", "sim_south")
-    if not (raw / "complete").exists():
-        space.smearline("simulate", "raw", "--sites", ",".join(sites))
-        (raw / "complete").touch()
-    for site in sites:
-        space.smearline("import", "folder", f"raw/{site}", "--site", site, "--into", "data")
-    space.version_data()
-    space.report(space.reproduce(), time.monotonic() - started)
 
 
 SETS = (
@@ -186,7 +176,7 @@ def real(data: Path, name: str = "real", recipe: str = "real", only: Sequence[st
     space.report(space.reproduce(), time.monotonic() - started)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """DVC's stages find this interpreter as `python`, and nothing calls home."""
     quiet = {"DO_NOT_TRACK": "1", "DVC_NO_ANALYTICS": "1", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     return {
@@ -197,9 +187,15 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _run(command: Sequence[str], folder: Path, capture: bool = False) -> str:
+def _run(
+    command: Sequence[str], folder: Path, capture: bool = False, variables: Mapping[str, str] | None = None
+) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=_environment(), text=True, stdout=subprocess.PIPE if capture else None
+        command,
+        cwd=folder,
+        env={**environment(), **(variables or {})},
+        text=True,
+        stdout=subprocess.PIPE if capture else None,
     )
     if done.returncode:
         raise SystemExit(
@@ -210,12 +206,9 @@ def _run(command: Sequence[str], folder: Path, capture: bool = False) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["demo", "real", "cross"])
+    parser.add_argument("what", choices=["real", "cross"])
     parser.add_argument("--data", type=Path, help="folder of the real sets (docs/data.md)")
     given = parser.parse_args()
-    if given.what == "demo":
-        demo()
-        return
     if given.data is None or not given.data.is_dir():
         raise SystemExit(f"--data {given.data} is no folder")
     data = given.data.resolve()

@@ -1,22 +1,29 @@
-"""Stage package: the recogniser as it is handed over, checked against the network it was exported from.
+"""Stage package: both models as they are handed over, checked against each other and against the network that was
+exported, and a bento of them.
 
 package/recogniser/   the model folder
-package/lineage.json  data, code, parameters and metrics that stand behind it
+package/diagnosis/    the diagnostic model's folder, where there is one
+package/lineage.json  data, code, parameters and metrics that stand behind them, and the version: a digest of all of it
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from serving import bento
 from smearline import __version__, dataset, differential
+from smearline.diagnosis import ABSENT_FILE, DiagnosisModel, check_pair
 from smearline.errors import ModelError
 from smearline.recogniser import Recogniser, Served
 from smearline.recognition import RecognitionModel
@@ -55,33 +62,59 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def version(package: Path, lineage: dict[str, Any]) -> str:
+    """The first 12 hex digits of SHA-256 over the lineage and the name and bytes of every other file."""
+    total = hashlib.sha256(json.dumps(lineage, sort_keys=True).encode())
+    for path in sorted(p for p in package.rglob("*") if p.is_file() and p != package / "lineage.json"):
+        total.update(path.relative_to(package).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:12]
+
+
 def main() -> None:
-    model_folder, weights, data = Path("models/recogniser"), Path("models/recogniser.safetensors"), Path("data")
-    model = RecognitionModel(model_folder)
+    recogniser, weights, data = Path("models/recogniser"), Path("models/recogniser.safetensors"), Path("data")
+    diagnosis, absent = Path("models/diagnosis"), Path("models/diagnosis") / ABSENT_FILE
+    model = RecognitionModel(recogniser)
     difference = onnx_difference(model, weights, data)
     if difference > TOLERANCE:
         raise ModelError(
             f"ONNX differs from torch by {difference:.2e} (at most {TOLERANCE}); the model is not packaged"
         )
-    shutil.copytree(model_folder, PACKAGE / "recogniser", dirs_exist_ok=True)
-    pointers = {p.stem: yaml.safe_load(p.read_text())["outs"][0]["md5"] for p in sorted(data.glob("*.dvc"))}
+    card = None if absent.exists() else DiagnosisModel(diagnosis).card
+    if card:
+        check_pair(model, card)
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    shutil.copytree(recogniser, PACKAGE / "recogniser")
+    if card:
+        shutil.copytree(diagnosis, PACKAGE / "diagnosis")
+    headlines = [Path("evaluation") / name for name in ("headline.json", "diagnosis_headline.json")]
+    metrics = [json.loads(path.read_text(encoding="utf-8")) for path in headlines]
     lineage = {
         "smearline": __version__,
         "commit": _git("rev-parse", "HEAD"),
-        "data": {"digest": model.card.data_digest, "dvc": pointers},
-        "parameters": model.card.parameters,
-        "metrics": json.loads(Path("evaluation/headline.json").read_text(encoding="utf-8")),
-        "origin": model.card.origin,
+        "data": {
+            "digest": model.card.data_digest,
+            "dvc": {p.stem: yaml.safe_load(p.read_text())["outs"][0]["md5"] for p in sorted(data.glob("*.dvc"))},
+        },
+        "parameters": {**model.card.parameters, "diagnosis": card and card.parameters},
+        "metrics": {name: value for part in metrics for name, value in part.items()},
+        "origin": "simulated" if "simulated" in (model.card.origin, card and card.origin) else "real",
         "contracts": {
             "recogniser": model.card.contract,
+            "diagnosis": card and card.contract,
             "summary": differential.VERSION,
+            "embedding": model.embedding_version,
             "vocabulary": model.card.vocabulary,
         },
+        "diagnosis": card and {"groups": card.groups, "origin": card.origin, "data_digest": card.data_digest},
+        "diagnosis_absent_because": None if card else json.loads(absent.read_text(encoding="utf-8"))["because"],
         "onnx_max_difference": difference,
         "intended_use": model.card.intended_use,
     }
+    lineage = {"version": version(PACKAGE, lineage), **lineage}
     (PACKAGE / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
-    print(f"packaged {PACKAGE / 'recogniser'}: ONNX equals torch to {difference:.1e}")
+    tag = bento.build(PACKAGE, Path(os.environ.get("BENTOML_HOME") or ".smearline/bentoml"))
+    print(f"packaged {', '.join(('recogniser', 'diagnosis') if card else ('recogniser',))} as {tag}: ", end="")
+    print(f"ONNX equals torch to {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -222,6 +223,21 @@ def diagnose(
         print(f"  blood counts for {matched} of these smears; {unmatched} samples are of other smears")
     for group, because in loaded.card.not_available.items():
         print(f"  {group} is never named: {because}")
+
+
+@app.command()
+def trace(
+    answer_id: Annotated[str, typer.Argument(help="As the service gave it.")],
+    workspace: Annotated[Path, typer.Option(help="The workspace whose service answered.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What stands behind an answer: model, commit, data version, gate, approvals, that day's verdict."""
+    try:
+        from flows import trace as flows_trace
+    except ImportError as error:
+        raise SmearlineError(f"trace needs a checkout of the product and its extras [flows,serve]: {error}") from error
+    found = flows_trace.trace(workspace, answer_id)
+    print(json.dumps(found, indent=1) if as_json else flows_trace.shown(found))
 
 
 def _opened(model: Path, cells: Path) -> tuple[Any, int]:

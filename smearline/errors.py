@@ -7,7 +7,8 @@ SmearlineError
 ├── ImportSourceError  a source, table or folder that cannot be imported
 ├── ImageError         an image that cannot be used; `.reason` is its quarantine reason
 ├── DataError          cells, labels or splits that cannot serve what was asked
-└── ModelError         a model folder that is missing, damaged or of another contract
+├── ModelError         a model folder that is missing, damaged or of another contract
+└── TokenError         a bearer token that is unknown, or may not do what was asked
 
 A message says what was given, what is accepted and what to do next.
 """
@@ -57,6 +58,10 @@ class DataError(SmearlineError):
 
 
 class ModelError(SmearlineError):
+    pass
+
+
+class TokenError(SmearlineError):
     pass
 
 

@@ -7,90 +7,70 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smearline.metrics.cells import Cells
-from smearline.metrics.codes import codes
-from smearline.metrics.intervals import auc_interval, exact_bounds, share_by_cluster
+from smearline.metrics.cells import codes, probabilities, trained_types
+from smearline.metrics.intervals import auc, exact_bounds, share
 
 Json = dict[str, Any]
 BLAST = "BLAST"
-MANY = 0.05
-"""Share from which a smear counts as having many: 5 % in blood is MDS with increased blasts 2 (WHO 2022)."""
+MANY = 0.05  # share from which a smear has many: 5 % in blood is MDS with increased blasts 2 (WHO 2022)
 
 
-def score_blasts(cells: Cells, rng: np.random.Generator) -> Json:
+def score_blasts(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
     """AUC of the blast probability: cells labelled BLAST against all other labelled cells, parent-labelled included."""
-    known = codes()
-    positive_N = cells.label_N == known.index(BLAST)
-    predicted_N = cells.predicted_N == known.types.index(BLAST)
-    score_N = cells.probability_NK[:, known.types.index(BLAST)]
+    column = codes().types.index(BLAST)
+    true_N = (cells["label"] == codes().codes.index(BLAST)).to_numpy()
+    said_N, cluster_N = (cells["predicted"] == column).to_numpy(), cells["cluster"].to_numpy()
     return {
-        "support": int(positive_N.sum()),
-        "trained": BLAST in cells.trained_types,
-        "auc": auc_interval(score_N, positive_N, cells.cluster_N, rng),
-        "sensitivity": share_by_cluster(predicted_N[positive_N], cells.cluster_N[positive_N], rng),
-        "ppv": share_by_cluster(positive_N[predicted_N], cells.cluster_N[predicted_N], rng),
+        "support": int(true_N.sum()),
+        "trained": BLAST in trained_types(cells),
+        "auc": auc(probabilities(cells)[:, column], true_N, cluster_N, rng),
+        "sensitivity": share(said_N[true_N], cluster_N[true_N], rng),
+        "ppv": share(true_N[said_N], cluster_N[said_N], rng),
     }
 
 
-def score_smears(cells: Cells, rng: np.random.Generator) -> Json:
+def score_smears(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
     """True and predicted blasts of each smear, as shares of its labelled cells (argmax), with exact binomial intervals.
 
     The shares of smears found count smears; their intervals resample patients.
     """
-    known = codes()
-    named = cells.take(cells.frame["smear"].notna().to_numpy(dtype=bool))
-    if not len(named):
+    named = cells[cells["smear"].notna()]
+    if named.empty:
         return {"num_smears": 0}
-    table = pd.DataFrame(
-        {
-            "site": named.frame["site"].to_numpy(),
-            "smear": named.frame["smear"].to_numpy(),
-            "patient": named.frame["patient"].to_numpy(),
-            "cluster": np.where(named.has_patient_N, named.cluster_N, -1),
-            "true": named.label_N == known.index(BLAST),
-            "predicted": named.predicted_N == known.types.index(BLAST),
-        }
+    smears = (
+        named.assign(
+            true=named["label"] == codes().codes.index(BLAST),
+            said=named["predicted"] == codes().types.index(BLAST),
+            cluster=named["cluster"].where(named["patient"].notna(), -1 - named["cluster"]),
+        )
+        .groupby(["site", "smear"])
+        .agg(
+            patient=("patient", "first"),
+            cells=("true", "size"),
+            true_blasts=("true", "sum"),
+            predicted_blasts=("said", "sum"),
+            cluster=("cluster", "max"),
+        )
+        .reset_index()
     )
-    smears = table.groupby(["site", "smear"], sort=True).agg(
-        patient=("patient", "first"),
-        cluster=("cluster", "max"),
-        cells=("true", "size"),
-        true=("true", "sum"),
-        predicted=("predicted", "sum"),
-    )
-    smears = smears.reset_index()
-    cluster_S = np.where(smears["cluster"] < 0, -1 - np.arange(len(smears)), smears["cluster"]).astype(np.int64)
-    total, true, predicted = (smears[c].to_numpy(dtype=float) for c in ("cells", "true", "predicted"))
+    total_S = smears["cells"]
+    shares = {}
+    for whose in ("true", "predicted"):
+        hits_S = smears[f"{whose}_blasts"]
+        ends = zip(hits_S / total_S, *exact_bounds(hits_S, total_S), strict=True)
+        shares[f"{whose}_share"] = [dict(zip(("value", "low", "high"), e, strict=True)) for e in ends]
+    any_true, any_said = smears["true_blasts"] > 0, smears["predicted_blasts"] > 0
+    many_true, many_said = (smears[f"{w}_blasts"] / total_S >= MANY for w in ("true", "predicted"))
 
-    def found(group: np.ndarray, said: np.ndarray) -> Json:
-        return {"smears": int(group.sum()), **share_by_cluster(said[group], cluster_S[group], rng)}
+    def found(group: pd.Series, said: pd.Series) -> Json:
+        return {"smears": int(group.sum()), **share(said[group], smears.loc[group, "cluster"], rng)}
 
-    any_true, many_true = true > 0, true / total >= MANY
-    any_said, many_said = predicted > 0, predicted / total >= MANY
+    rows = smears.drop(columns="cluster").assign(**shares).astype(object)
     return {
         "num_smears": len(smears),
         "any_blast_found": found(any_true, any_said),
         "many_blasts_found": found(many_true, many_said),
         "no_blast_and_none_predicted": found(~any_true, ~any_said),
         "no_blast_and_few_predicted": found(~any_true, ~many_said),
-        "rows": [
-            {
-                "site": str(site),
-                "smear": str(smear),
-                "patient": None if pd.isna(patient) else str(patient),
-                "cells": int(n),
-                "true_blasts": int(t),
-                "predicted_blasts": int(p),
-                "true_share": _share(t, n),
-                "predicted_share": _share(p, n),
-            }
-            for site, smear, patient, n, t, p in zip(
-                smears["site"], smears["smear"], smears["patient"], total, true, predicted, strict=True
-            )
-        ],
+        "rows": rows.where(rows.notna(), None).to_dict("records"),
     }
-
-
-def _share(hits: float, total: float) -> dict[str, float]:
-    low, high = exact_bounds(hits, total)
-    return {"value": hits / total, "low": float(low), "high": float(high)}

@@ -1,7 +1,7 @@
-"""How well the types are named: per class, averaged, at the level of the parents, and the confusions.
+"""How well the types are named: per class, averaged, at the level of the parents, the confusions, the probabilities.
 
-Every figure here is a ratio of two weighted sums over the confusion counts (rows: labels, parents included; columns:
-predictions), so the same weights give the value and all its bootstrap replicates.
+Every figure of naming is a ratio of two weighted sums over the confusion counts (rows: labels, parents included;
+columns: predictions), so the same weights give the value and all its bootstrap replicates.
 
 How a parent label counts. A cell labelled only 'neutrophil' (NEUT)
 - is right when the predicted type is a child of NEUT, and forms the class row NEUT: its sensitivity is over the cells
@@ -17,27 +17,28 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from smearline.metrics.cells import Cells, num_patients
-from smearline.metrics.codes import codes
+from smearline.metrics.cells import codes, interval_by, num_patients, probabilities
 from smearline.metrics.intervals import (
-    Estimate,
     Floats,
     bootstrap_counts,
     f1_bounds,
     interval,
-    mean_bounds,
+    mean,
+    proportion,
     proportion_bounds,
     ratio,
 )
+from smearline.vocabulary import load
 
 Json = dict[str, Any]
-MIN_SUPPORT = 20
-"""Classes with fewer test cells are listed, not averaged."""
+MIN_SUPPORT = 20  # classes with fewer test cells are listed, not averaged
+NUM_BINS = 15
+LEAST_PROBABILITY = 1e-12  # the logarithm is cut here, so that one impossible answer does not make the mean infinite
 
 
-def score_types(cells: Cells, rng: np.random.Generator) -> Json:
+def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
     """Scores of labelled cells: {'types', 'parents', 'confusion'}; estimates are {value, low, high}.
 
     `types` has the averages, `averaged` (the classes with at least 20 cells that enter balanced accuracy and macro F1;
@@ -45,133 +46,105 @@ def score_types(cells: Cells, rng: np.random.Generator) -> Json:
     """
     known = codes()
     R, K = known.member_RK.shape
-    flat_N = cells.label_N * K + cells.predicted_N
-    observed, drawn = bootstrap_counts(cells.cluster_N, flat_N[:, None], R * K, rng)
-    counts = np.vstack([observed, drawn])  # row 0 is the value, the others its replicates
-    support_R = observed.reshape(R, K).sum(axis=1)
+    index_N = (cells["label"] * K + cells["predicted"]).to_numpy()
+    counts = np.vstack(bootstrap_counts(cells["cluster"], index_N[:, None], R * K, rng))
+    confusion_RK = counts[0].reshape(R, K)
+    support_R = confusion_RK.sum(axis=1)
 
-    eye = np.eye(R, dtype=bool)
-    sensitivity = _ratio(counts, eye, known.member_RK)
-    ppv = _ppv(counts, tolerant=False)
-    averaged = np.flatnonzero(support_R >= MIN_SUPPORT)
-    sens = ratio(*sensitivity)
-    f1 = _f1(sens, ratio(*ppv))
-    union = sensitivity[1][0] + ppv[1][0] - sensitivity[0][0]
-    tables: dict[str, list[Estimate]] = {
-        "sensitivity": _estimates(*sensitivity),
-        "ppv": _estimates(*ppv),
-        "f1": _estimates_of(f1, f1_bounds(f1[0], union)),
-        "tolerant_sensitivity": _estimates(*_ratio(counts, eye, known.tolerated_RK)),
-        "tolerant_ppv": _estimates(*_ppv(counts, tolerant=True)),
-        "one_vs_rest_accuracy": _estimates(*_one_vs_rest(counts)),
+    def weighed(hits: Any, total: Any) -> tuple[Floats, Floats]:
+        """For each class r the cells [q, k] that its weights choose, B x R: the hits among the total, and the total."""
+        chosen = (np.broadcast_to(w, (R, R, K)).reshape(R, -1).T.astype(float) for w in (hits & total, total))
+        hits_BR, total_BR = (counts @ w for w in chosen)
+        return hits_BR, total_BR
+
+    own = np.eye(R, dtype=bool)[:, :, None]
+    member, tolerated = known.member_RK[:, None, :], known.tolerated_RK[:, None, :]
+    within, decidable = known.within_RR[:, :, None], known.decidable_RR[:, :, None]
+    shares = {
+        "sensitivity": weighed(member, own),
+        "ppv": weighed(within, decidable & member),
+        "tolerant_sensitivity": weighed(tolerated, own),
+        "tolerant_ppv": weighed(within | known.tolerated_RK[None], decidable & member),
+        "one_vs_rest_accuracy": weighed(within == member, decidable),
     }
-    sens_bounds = proportion_bounds(sensitivity[0][0], sensitivity[1][0])
+    (hits, total), (_, said) = shares["sensitivity"], shares["ppv"]
+    sensitivity, ppv = ratio(hits, total), np.nan_to_num(ratio(*shares["ppv"]))
+    # Harmonic mean; 0 where a class with cells is never predicted or never right.
+    f1 = np.where(sensitivity + ppv > 0, ratio(2 * sensitivity * ppv, sensitivity + ppv), sensitivity * 0)
+    bounds = np.array([proportion_bounds(hits[0], total[0]), f1_bounds(f1[0], total[0] + said[0] - hits[0])])
+    averaged = np.flatnonzero(support_R >= MIN_SUPPORT)
+
+    def estimates(r: int) -> Json:
+        found = {name: proportion(hits[:, r], total[:, r]) for name, (hits, total) in shares.items()}
+        both = {name: found.pop(name) for name in ("sensitivity", "ppv")}
+        return both | {"f1": interval(f1[:, r], *bounds[1, :, r])} | found
+
+    collapsed = weighed(member, within)
+    parents = [(p, known.codes.index(p)) for p in known.codes if p in load().parents]
+    rows = np.flatnonzero(support_R).tolist()
+    columns = np.flatnonzero(known.member_RK[rows].any(axis=0) | (confusion_RK.sum(axis=0) > 0))
     return {
         "types": {
             "cells": len(cells),
             "patients": num_patients(cells),
-            "interval_by": cells.interval_by,
-            "accuracy": _accuracy(counts, known.member_RK),
-            "tolerant_accuracy": _accuracy(counts, known.tolerated_RK),
-            "balanced_accuracy": _mean(sens, sens_bounds, averaged),
-            "macro_f1": _mean(f1, f1_bounds(f1[0], union), averaged),
+            "interval_by": interval_by(cells),
+            "accuracy": proportion(counts @ known.member_RK.ravel(), counts.sum(axis=1)),
+            "tolerant_accuracy": proportion(counts @ known.tolerated_RK.ravel(), counts.sum(axis=1)),
+            "balanced_accuracy": mean(sensitivity[:, averaged], bounds[0][:, averaged]),
+            "macro_f1": mean(f1[:, averaged], bounds[1][:, averaged]),
             "averaged": [known.codes[r] for r in averaged],
             "per_class": {
-                code: {
+                known.codes[r]: {
                     "support": int(support_R[r]),
-                    "patients": num_patients(cells.take(cells.label_N == r)),
+                    "patients": num_patients(cells[cells["label"] == r]),
                     "listed_only": bool(support_R[r] < MIN_SUPPORT),
-                    **{name: table[r] for name, table in tables.items()},
+                    **estimates(r),
                 }
-                for r, code in enumerate(known.codes)
-                if support_R[r]
+                for r in rows
             },
         },
-        "parents": _parents(cells, counts),
-        "confusion": _confusion(observed.reshape(R, K)),
+        "parents": {
+            p: {
+                "support": int(collapsed[1][0, r]),
+                "patients": num_patients(cells[known.within_RR[r][cells["label"]]]),
+                "sensitivity": proportion(*(c[:, r] for c in collapsed)),
+                "ppv": proportion(*(c[:, r] for c in shares["ppv"])),
+            }
+            for p, r in parents
+            if collapsed[1][0, r]
+        },
+        "confusion": {
+            "true": [known.codes[r] for r in rows],
+            "predicted": [known.types[k] for k in columns],
+            "counts": confusion_RK[rows][:, columns].astype(int).tolist(),
+        },
     }
 
 
-def _ratio(counts: Floats, rows_RR: NDArray[np.bool_], hits_RK: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """For each class r, over the cells labelled as in rows_RR[r]: how many were predicted as in hits_RK[r], and all."""
-    total = rows_RR[:, :, None] & np.ones_like(hits_RK)[:, None, :]
-    return _weigh(counts, total & hits_RK[:, None, :]), _weigh(counts, total)
+def score_calibration(cells: pd.DataFrame) -> Json:
+    """Calibration of labelled cells; a parent-labelled cell is judged on the probabilities collapsed to its parent.
 
-
-def _ppv(counts: Floats, *, tolerant: bool) -> tuple[Floats, Floats]:
-    known = codes()
-    said = known.decidable_RR[:, :, None] & known.member_RK[:, None, :]
-    right = known.within_RR[:, :, None] | (known.tolerated_RK[None] if tolerant else False)
-    return _weigh(counts, said & right), _weigh(counts, said)
-
-
-def _one_vs_rest(counts: Floats) -> tuple[Floats, Floats]:
-    known = codes()
-    decidable = known.decidable_RR[:, :, None] & np.ones_like(known.member_RK)[:, None, :]
-    right = known.within_RR[:, :, None] == known.member_RK[:, None, :]
-    return _weigh(counts, decidable & right), _weigh(counts, decidable)
-
-
-def _weigh(counts: Floats, weights_RRK: NDArray[np.bool_]) -> Floats:
-    """counts (B, R*K) to (B, R): for each class the sum of the confusion counts its weights choose."""
-    return np.asarray(counts @ weights_RRK.reshape(len(weights_RRK), -1).T.astype(float))
-
-
-def _f1(sensitivity: Floats, ppv: Floats) -> Floats:
-    """Harmonic mean; 0 where a class with cells is never predicted or never right."""
-    ppv = np.where(np.isnan(ppv), 0.0, ppv)
-    return np.where(sensitivity + ppv > 0, ratio(2 * sensitivity * ppv, sensitivity + ppv), sensitivity * 0)
-
-
-def _estimates(hits: Floats, total: Floats) -> list[Estimate]:
-    return _estimates_of(ratio(hits, total), proportion_bounds(hits[0], total[0]))
-
-
-def _estimates_of(values: Floats, bounds: tuple[Floats, Floats]) -> list[Estimate]:
-    columns = range(values.shape[1])
-    return [interval(float(values[0, r]), values[1:, r], (float(bounds[0][r]), float(bounds[1][r]))) for r in columns]
-
-
-def _accuracy(counts: Floats, hits_RK: NDArray[np.bool_]) -> Estimate:
-    return _estimates(counts @ hits_RK.reshape(-1, 1).astype(float), counts.sum(axis=1, keepdims=True))[0]
-
-
-def _mean(values: Floats, bounds: tuple[Floats, Floats], classes: NDArray[np.int64]) -> Estimate:
-    """The mean over classes; a resample in which one of them has no cell averages the others."""
-    if not len(classes):
-        return interval(np.nan, np.empty(0), (np.nan, np.nan))
-    present = np.isfinite(values[:, classes])
-    means = ratio(np.where(present, values[:, classes], 0).sum(axis=1), present.sum(axis=1))
-    return interval(
-        float(means[0]), means[1:], mean_bounds(values[0, classes], (bounds[0][classes], bounds[1][classes]))
-    )
-
-
-def _parents(cells: Cells, counts: Floats) -> Json:
-    """Sensitivity and PPV after collapsing labels and predictions to each parent."""
-    known = codes()
-    sensitivity, ppv = _ratio(counts, known.within_RR, known.member_RK), _ppv(counts, tolerant=False)
-    sens, precision = _estimates(*sensitivity), _estimates(*ppv)
-    rows = [(p, known.index(p)) for p in known.parents]
+    - `ece`: sum over bins of (cells in bin / cells) x |share right - mean confidence|, confidence being the predicted
+      type's probability (Naeini 2015, AAAI; Guo 2017, ICML, eq. 3), in 15 bins of equal count (Nixon 2019, CVPR
+      workshops) because most confidences lie near 1. Range 0..1, less is better.
+    - `brier`: mean over cells of the sum over types of (probability - truth)^2 (Brier 1950). Range 0..2.
+    - `nll`: mean of -ln of the probability of the label, for a parent the sum of its children's.
+    - `bins`: lowest confidence first: cells, confidence (mean), accuracy.
+    """
+    member_NK, probability_NK = codes().member_RK[cells["label"]], probabilities(cells)
+    rows, predicted_N = np.arange(len(cells)), cells["predicted"].to_numpy()
+    inside_NK = probability_NK * member_NK
+    inside_N, right_N = inside_NK.sum(axis=1), member_NK[rows, predicted_N]
+    confidence_N = np.where(right_N, inside_N, probability_NK[rows, predicted_N])
+    outside_N = (probability_NK**2).sum(axis=1) - (inside_NK**2).sum(axis=1)
+    bins = [
+        {"cells": len(b), "confidence": float(confidence_N[b].mean()), "accuracy": float(right_N[b].mean())}
+        for b in np.array_split(np.argsort(confidence_N, kind="stable"), min(NUM_BINS, len(cells)))
+    ]
     return {
-        p: {
-            "support": int(sensitivity[1][0, r]),
-            "patients": num_patients(cells.take(np.isin(cells.label_N, np.flatnonzero(known.within_RR[r])))),
-            "sensitivity": sens[r],
-            "ppv": precision[r],
-        }
-        for p, r in rows
-        if sensitivity[1][0, r]
-    }
-
-
-def _confusion(counts_RK: Floats) -> Json:
-    known = codes()
-    rows = np.flatnonzero(counts_RK.sum(axis=1))
-    shown = known.member_RK[rows].any(axis=0) | (counts_RK.sum(axis=0) > 0)
-    columns = np.flatnonzero(shown)
-    return {
-        "true": [known.codes[r] for r in rows],
-        "predicted": [known.types[k] for k in columns],
-        "counts": counts_RK[np.ix_(rows, columns)].astype(int).tolist(),
+        "cells": len(cells),
+        "ece": sum(b["cells"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(cells),
+        "brier": float((outside_N + (1 - inside_N) ** 2).mean()),
+        "nll": float(-np.log(np.maximum(inside_N, LEAST_PROBABILITY)).mean()),
+        "bins": bins,
     }

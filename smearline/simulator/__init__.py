@@ -6,29 +6,25 @@ performance: shapes, rates and counts are made up (`population.yaml` says what i
 
 from __future__ import annotations
 
-import csv
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import simplejpeg
 
 from smearline import vocabulary
 from smearline.errors import DataError, SettingsError
 from smearline.simulator.analyser import export
 from smearline.simulator.field import picture
-from smearline.simulator.optics import Simulation, jpeg, look_of, simulation_of
+from smearline.simulator.optics import Simulation, look_of, simulation_of
 from smearline.simulator.population import Patient, diagnosis_of, draw_cell, draw_patient
 from smearline.sites import Site
 
-__all__ = ["SimulationSummary", "simulate"]
-
-LABEL_COLUMNS = ("file", "type", "patient", "smear", "acquired_at")
-FIRST_DAY = datetime(2024, 1, 8, 8, 0, tzinfo=UTC)
 # The random streams of one patient; a cell's own is keyed by its number too.
 _PATIENT, _LOOK, _ANALYSER, _CELL, _PICTURE = range(1, 6)
 
@@ -39,8 +35,6 @@ class SimulationSummary:
     num_images: int
     num_bytes: int
     """Of the images alone."""
-    num_patients: Mapping[str, int]
-    """By site."""
     num_by_type: Mapping[str, int]
 
 
@@ -72,82 +66,64 @@ def simulate(
             f"nothing to simulate with num_patients={num_patients}, cells_per_smear={cells_per_smear}, seed={seed} and "
             f"{len(sites)} sites: give at least one site, one patient and one cell, and a seed of 0 or more"
         )
-    settings = [(site, simulation_of(site)) for site in sites]
-    for site in sites:
-        folder = out / site.name
+    laboratories = [(site, simulation_of(site), out / site.name) for site in sites]
+    for *_, folder in laboratories:
         if folder.exists() and any(folder.iterdir()):
             raise DataError(f"{folder} is not empty; give another folder, or remove it first")
-    total, num_images, num_bytes = len(sites) * num_patients * cells_per_smear, 0, 0
-    counts: Counter[str] = Counter()
-    for site, simulation in settings:
-        folder = out / site.name
+    num_bytes, counts = 0, Counter[str]()
+    for site, simulation, folder in laboratories:
         folder.mkdir(parents=True, exist_ok=True)
-        patients: list[Patient] = []
+        people, exports = [], []
         with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-            labels = csv.DictWriter(file, LABEL_COLUMNS + tuple(vocabulary.load().characteristics), lineterminator="\n")
-            labels.writeheader()
             for index in range(num_patients):
-                patient, rows, smear_bytes = _draw_smear(folder, site, simulation, seed, index, cells_per_smear)
-                patients.append(patient)
-                labels.writerows(rows)
-                counts.update(row["type"] for row in rows)
-                num_images, num_bytes = num_images + len(rows), num_bytes + smear_bytes
+                key = [seed, zlib.crc32(site.name.encode()), index]
+                patient, rows, smear_bytes = _draw_smear(folder, site, simulation, key, cells_per_smear)
+                rows.to_csv(file, index=False, header=not index, lineterminator="\n")
+                people.append(patient)
+                exports.append(export(patient, site.cbc_units, _acquired(simulation, index), _rng(key, _ANALYSER)))
+                num_bytes += smear_bytes
+                counts.update(rows["type"])
                 if progress:
-                    progress(num_images, total)
-        _write_patients_and_counts(folder, site, simulation, seed, patients)
-    return SimulationSummary(
-        out, num_images, num_bytes, {s.name: num_patients for s in sites}, dict(sorted(counts.items()))
-    )
+                    progress(counts.total(), len(sites) * num_patients * cells_per_smear)
+        fields = ["patient", "smear", "diagnosis", "age", "sex"]
+        pd.DataFrame(people)[fields].to_csv(folder / "patients.csv", index=False, lineterminator="\n")
+        pd.DataFrame(exports).to_csv(folder / "xn.csv", index=False, lineterminator="\n")
+    return SimulationSummary(out, counts.total(), num_bytes, dict(sorted(counts.items())))
 
 
-def _key(site: Site) -> int:
-    return zlib.crc32(site.name.encode())
+def _rng(key: Sequence[int], stream: int, *number: int) -> np.random.Generator:
+    seed, site, index = key
+    return np.random.default_rng([seed, site, stream, index, *number])
 
 
 def _acquired(simulation: Simulation, index: int, cell: int = 0) -> datetime:
-    """Five smears a day from FIRST_DAY on; a cell every two seconds."""
+    """Five smears a day from a Monday on; a cell every two seconds."""
     day, turn = divmod(index, 5)
-    zone = timezone(timedelta(hours=simulation.utc_offset_hours))
-    local = FIRST_DAY.replace(tzinfo=zone) + timedelta(days=day, minutes=40 * turn)
-    return local + timedelta(seconds=2 * cell)
+    first = datetime(2024, 1, 8, 8, 0, tzinfo=timezone(timedelta(hours=simulation.utc_offset_hours)))
+    return first + timedelta(days=day, minutes=40 * turn, seconds=2 * cell)
 
 
 def _draw_smear(
-    folder: Path, site: Site, simulation: Simulation, seed: int, index: int, num_cells: int
-) -> tuple[Patient, list[dict[str, str]], int]:
+    folder: Path, site: Site, simulation: Simulation, key: Sequence[int], num_cells: int
+) -> tuple[Patient, pd.DataFrame, int]:
     """Write one smear's pictures; returns the patient, the rows of labels.csv and the bytes written."""
-    key, scale = _key(site), site.microns_per_px
-    assert scale is not None
-    rng = np.random.default_rng([seed, key, _PATIENT, index])
-    patient = draw_patient(simulation.prefix, index, diagnosis_of(index, key, seed), rng)
-    look_rng = np.random.default_rng([seed, key, _LOOK, index])
+    seed, site_key, index = key
+    scale = site.microns_per_px
+    assert scale is not None, "simulation_of has seen to it"
+    patient = draw_patient(simulation.prefix, index, diagnosis_of(index, site_key, seed), _rng(key, _PATIENT))
+    look_rng = _rng(key, _LOOK)
     look, crowding = look_of(simulation, scale, look_rng), look_rng.uniform(0.3, 0.9)
     rows, num_bytes = [], 0
     for number in range(num_cells):
-        cell = draw_cell(patient, np.random.default_rng([seed, key, _CELL, index, number]))
-        stream = np.random.SeedSequence([seed, key, _PICTURE, index, number])
-        data = jpeg(picture(cell, simulation.image_px, scale, look, crowding, stream), look.jpeg_quality)
+        cell = draw_cell(patient, _rng(key, _CELL, number))
+        stream = np.random.SeedSequence([seed, site_key, _PICTURE, index, number])
+        pixels = picture(cell, simulation.image_px, scale, look, crowding, stream)
+        data = simplejpeg.encode_jpeg(pixels, quality=simulation.jpeg_quality, colorsubsampling="420")
         name = f"{cell.type}/{patient.smear}_{number + 1:04d}.jpg"
-        (folder / cell.type).mkdir(parents=True, exist_ok=True)
+        (folder / cell.type).mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
         num_bytes += len(data)
-        acquired = _acquired(simulation, index, number).isoformat()
-        rows.append(
-            {"file": name, "type": cell.type, "patient": patient.patient, "smear": patient.smear}
-            | {"acquired_at": acquired}
-            | dict(cell.traits)
-        )
-    return patient, rows, num_bytes
-
-
-def _write_patients_and_counts(
-    folder: Path, site: Site, simulation: Simulation, seed: int, patients: Sequence[Patient]
-) -> None:
-    fields = ["patient", "smear", "diagnosis", "age", "sex"]
-    people = pd.DataFrame([[getattr(p, f) for f in fields] for p in patients], columns=fields)
-    people.to_csv(folder / "patients.csv", index=False, lineterminator="\n")
-    rows = [
-        export(p, site.cbc_units, _acquired(simulation, i), np.random.default_rng([seed, _key(site), _ANALYSER, i]))
-        for i, p in enumerate(patients)
-    ]
-    pd.DataFrame(rows).to_csv(folder / "xn.csv", index=False, lineterminator="\n")
+        row = {"file": name, "type": cell.type, "patient": patient.patient, "smear": patient.smear}
+        rows.append(row | {"acquired_at": _acquired(simulation, index, number).isoformat()} | dict(cell.traits))
+    columns = ["file", "type", "patient", "smear", "acquired_at", *vocabulary.load().characteristics]
+    return patient, pd.DataFrame(rows, columns=columns), num_bytes

@@ -1,44 +1,42 @@
-"""From dyes to a picture: stain, light, lens, sensor and JPEG of one site."""
+"""From dyes to a picture: stain, light, lens and sensor of one site."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smearline.errors import SiteError
-from smearline.simulator.shapes import Field as FloatField
-from smearline.simulator.textures import MARGIN_PX, Textures
+from smearline.simulator import canvas
 from smearline.sites import Site
 
-Triple = tuple[float, float, float]
+Channel = Annotated[float, Field(ge=100, le=255)]
 
 
-class Dye(BaseModel):
+class _Checked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    absorbs: Triple
+
+class Dye(_Checked):
+    absorbs: tuple[float, float, float]
     """Optical density in red, green and blue of a unit amount."""
     strength: float = Field(gt=0, lt=4)
     """How strongly this laboratory stains; 1 is the amount that the cells are drawn with."""
 
 
-class Simulation(BaseModel):
+class Simulation(_Checked):
     """The `simulation:` section of a site file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prefix: str = Field(pattern=r"^[A-Z]{1,3}$")
     """First letters of every patient id of the site."""
     utc_offset_hours: int = Field(ge=-12, le=14)
-    image_px: int = Field(ge=64, le=MARGIN_PX)
-    white_point: Triple
-    """RGB, 0..255, of bare glass."""
+    image_px: int = Field(ge=64, le=canvas.MARGIN_PX)
+    white_point: tuple[Channel, Channel, Channel]
+    """RGB of bare glass."""
     eosin: Dye
     azure: Dye
     complex: Dye
@@ -54,12 +52,6 @@ class Simulation(BaseModel):
     noise: float = Field(ge=0, lt=30)
     """Standard deviation of the sensor's noise, in grey values."""
     jpeg_quality: int = Field(ge=40, le=98)
-
-    @model_validator(mode="after")
-    def _plausible(self) -> Self:
-        if not all(100 <= c <= 255 for c in self.white_point):
-            raise ValueError(f"white_point {self.white_point} must lie within 100..255 in each channel")
-        return self
 
 
 def simulation_of(site: Site) -> Simulation:
@@ -82,45 +74,35 @@ def simulation_of(site: Site) -> Simulation:
 class Look:
     """One smear's stain and light: the site's, moved by the day."""
 
-    filters_LC: FloatField
+    filters_LC: canvas.Field
     """Optical density per channel of a unit of each layer [5, 3]: the three dyes, the lamp and the bare glass."""
-    light_2HW: FloatField
+    light_2HW: canvas.Field
     """The layers that the light brings along: log of the illumination (0 in the middle), and ones for the glass."""
     blur_px: float
     noise: float
-    jpeg_quality: int
 
 
 def look_of(simulation: Simulation, microns_per_px: float, rng: np.random.Generator) -> Look:
     """The look of one smear."""
     dyes = (simulation.eosin, simulation.azure, simulation.complex)
-    strengths = [d.strength * float(np.exp(rng.normal(0, simulation.day_to_day))) for d in dyes]
-    white = np.minimum(np.asarray(simulation.white_point) * np.exp(rng.normal(0, simulation.day_to_day / 8, 3)), 255.0)
+    strengths = [d.strength * rng.lognormal(0, simulation.day_to_day) * simulation.gamma for d in dyes]
+    white = np.minimum(simulation.white_point * rng.lognormal(0, simulation.day_to_day / 8, 3), 255.0)
+    filters = [np.array(d.absorbs) * s for d, s in zip(dyes, strengths, strict=True)]
     axis = np.square(np.linspace(-1, 1, simulation.image_px))
     light = 1.0 - simulation.vignetting * (axis[:, None] + axis[None, :]) / 2
-    filters = [[c * s * simulation.gamma for c in d.absorbs] for d, s in zip(dyes, strengths, strict=True)]
     return Look(
         filters_LC=-np.array([*filters, [-1.0] * 3, -np.log(white)], np.float32),
         light_2HW=np.stack([np.log(light), np.ones_like(light)]).astype(np.float32),
-        blur_px=simulation.blur_um / microns_per_px * float(np.exp(rng.normal(0, 0.1))),
+        blur_px=simulation.blur_um / microns_per_px * rng.lognormal(0, 0.1),
         noise=simulation.noise,
-        jpeg_quality=simulation.jpeg_quality,
     )
 
 
-def develop(
-    dye_DHW: FloatField, look: Look, textures: Textures, defocus: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def develop(slide: canvas.Canvas, look: Look, defocus: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The picture [H, W, 3], uint8: Beer-Lambert, tone curve, point spread (times `defocus`), sensor noise."""
-    height, width = dye_DHW.shape[1:]
-    layers = np.concatenate([dye_DHW, look.light_2HW]).reshape(5, -1)
-    light_HWC = np.exp(layers.T @ look.filters_LC).reshape(height, width, 3)
+    shape = slide.dye_DHW.shape[1:]
+    layers = np.concatenate([slide.dye_DHW, look.light_2HW]).reshape(5, -1)
+    light_HWC = np.exp(layers.T @ look.filters_LC).reshape(*shape, 3)
     blurred = Image.fromarray(light_HWC.astype(np.uint8)).filter(ImageFilter.GaussianBlur(look.blur_px * defocus))
-    seen_HWC = (
-        np.asarray(blurred, dtype=np.float32) + (look.noise * textures.cut("sensor", (height, width), rng))[..., None]
-    )
-    return np.clip(seen_HWC, 0, 255, out=seen_HWC).astype(np.uint8)
-
-
-def jpeg(image_HWC: NDArray[np.uint8], quality: int) -> bytes:
-    return bytes(simplejpeg.encode_jpeg(image_HWC, quality=quality, colorsubsampling="420"))
+    noise_HW = look.noise * canvas.cut(canvas.tiles(slide.microns_per_px)["sensor"], shape, rng)
+    return np.clip(np.asarray(blurred, np.float32) + noise_HW[..., None], 0, 255).astype(np.uint8)

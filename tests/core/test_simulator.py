@@ -16,7 +16,7 @@ from scipy import ndimage
 from smearline import sites, vocabulary
 from smearline.errors import DataError, SettingsError, SiteError
 from smearline.simulator import SimulationSummary, simulate
-from smearline.simulator.analyser import LEUCOCYTES, export, layout
+from smearline.simulator.analyser import LEUCOCYTES, export
 from smearline.simulator.cells import Cell
 from smearline.simulator.field import picture
 from smearline.simulator.optics import look_of, simulation_of
@@ -151,7 +151,7 @@ def test_xn_has_the_columns_of_an_export_in_the_units_of_the_site(drawn: Simulat
         "IP SUS(WBC)Blasts?",
     } <= set(north)
     assert {"WBC(10^9/L)", "HGB(g/L)", "MCHC(g/L)"} <= set(south)
-    assert sum(c.endswith("/M") for c in north) == len(layout()["printed"])
+    assert sum(c.endswith("/M") for c in north) == len(tables("analyser")["printed"])
     people = pd.read_csv(drawn.out / NORTH.name / "patients.csv")
     assert list(north["Sample No."]) == list(people["smear"])
     assert list(north["Patient ID"]) == list(people["patient"])

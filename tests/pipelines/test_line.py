@@ -19,7 +19,7 @@ import yaml
 from conftest import CHECKOUT
 
 from pipelines import training, tune
-from pipelines.workspace import _environment
+from pipelines.workspace import environment
 from smearline import dataset, importing, settings, simulator, sites, sources, splits
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ SMALL = {
 
 
 def shell(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 

@@ -1,0 +1,194 @@
+"""Flow ingest: what reviewers signed off, and new files in inbox/SITE, become a version of the data set.
+
+Every step may be cut off and done again: images are known by their SHA-256, rows by their keys, a case is marked only when
+the version that holds it is in git and pushed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect.states import Completed, Failed, State
+
+from flows import artifacts, audit
+from flows.frame import in_workspace, nothing_new
+from flows.retrain import push
+from flows.workspace import STATE, FlowError, Workspace
+from serving.cases import CaseStore, SignedCase
+from smearline import cbc, dataset, settings, sites, vocabulary
+from smearline.import_folders import listing, only_one
+
+INBOX = Path("inbox")
+VERSIONED = ("cells", "labels", "cbc", "quarantine.parquet")
+
+
+@flow(name="ingest", log_prints=True)
+@in_workspace()
+def ingest(workspace: str = ".") -> State[Any]:
+    """Take in signed-off cases and new files, version the data, and drop the images that no retention allows."""
+    data, store = settings.load().data.folder, CaseStore(home=Workspace(Path(workspace)).service)
+    signed = store.signed_off()
+    counts = take_cases(signed, data) if signed else {}
+    failed: list[str] = []
+    looked_at: dict[Path, str] = {}
+    for folder in sorted(p for p in INBOX.glob("*") if p.is_dir()):
+        seen, now = STATE / f"inbox-{folder.name}", contents(folder)
+        if not now or (seen.exists() and seen.read_text() == now):
+            continue
+        try:
+            import_files(workspace, folder.name, str(data))
+            looked_at[seen] = now
+        except FlowError as error:
+            failed.append(f"{folder}: {error}")
+    commit = version(workspace, str(data), counts | {"folders": len(looked_at)}) if signed or looked_at else ""
+    store.mark_ingested([case.case_id for case in signed], commit)
+    for seen, now in looked_at.items():
+        seen.write_text(now)
+    purged = {f"purged: {name}": number for name, number in store.purge(datetime.now(UTC)).items()}
+    if failed:
+        return Failed(message="\n".join(failed))
+    if not signed and not looked_at:
+        return nothing_new("no case was signed off and no file came since the last time")
+    rows = [{"what": name.replace("_", " "), "number": number} for name, number in (counts | purged).items()]
+    artifacts.table(
+        "ingest", [*rows, {"what": "folders of new files", "number": len(looked_at)}], f"Data version {commit}"
+    )
+    emit_event("smearline.data.new", {"prefect.resource.id": "smearline.data", "version": commit})
+    return Completed(
+        message=f"data version {commit}: {counts.get('cases', 0)} cases, {len(looked_at)} folders of files"
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def take_cases(signed: list[SignedCase], data: Path) -> dict[str, int]:
+    """Images, labels, diagnoses and blood counts of signed-off cases into the data set; what is there is not added again."""
+    with only_one(data):
+        there = set(dataset.index(data, ["sha256"])["sha256"]) if any((data / "cells").glob("[!.]*.parquet")) else set()
+        found = dict.fromkeys(
+            ("cases", "images_added", "images_known", "images_gone", "labels", "diagnoses", "count_values"), 0
+        )
+        for site in sorted({case.site for case in signed}):
+            for name, number in _take_site(site, [c for c in signed if c.site == site], data, there).items():
+                found[name] += number
+    return found
+
+
+def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) -> dict[str, int]:
+    added: set[str] = set()
+    with dataset.CellWriter(data / "cells", site) as writer:
+        for case in cases:
+            wanted = {cell.sha256 for cell in case.cells} - there - added
+            for row in _rows(case.shards, wanted):
+                writer.add(row)
+                added.add(row["sha256"])
+    rows = [row for case in cases for row in _labels(case) if row["sha256"] in there | added]
+    said = {(row["sha256"], row["name"]): row["value"] for row in rows}
+
+    def withdrawn(old: Any) -> bool:
+        """A reviewer who signs a case again may say something else."""
+        return old.source == "review" and said.get((old.sha256, old.name), old.value) != old.value
+
+    key = ["sha256", "name", "value", "labelled_by", "source"]
+    dataset.merge_rows(dataset.labels_path(data, site), rows, dataset.LABELS, key, drop=withdrawn)
+    path = data / "labels" / f"patients-{site}.parquet"
+    known = (
+        dataset.merge_rows(path, [], dataset.PATIENTS, ["site", "patient", "smear"])
+        if path.exists()
+        else pd.DataFrame()
+    )
+    diagnosed = [_patient(case, known) for case in cases if case.patient and case.diagnosis]
+    if diagnosed:
+        dataset.merge_rows(path, diagnosed, dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
+    values = [
+        row for case in cases for row in case.counts.astype(object).where(case.counts.notna(), None).to_dict("records")
+    ]
+    if values:
+        dataset.merge_rows(data / "cbc" / f"{site}.parquet", values, cbc.COUNTS, cbc.KEY)
+    named = {cell.sha256 for case in cases for cell in case.cells}
+    return {
+        "cases": len(cases),
+        "images_added": len(added),
+        "images_known": len(named & there),
+        "images_gone": len(named - there - added),
+        "labels": len(rows),
+        "diagnoses": len(diagnosed),
+        "count_values": len(values),
+    }
+
+
+def _rows(shards: Iterable[Path], wanted: set[str]) -> Iterable[dict[str, Any]]:
+    """Rows of CELLS, each sha256 once."""
+    left = set(wanted)
+    for shard in shards:
+        for part in pq.ParquetFile(shard).iter_batches(batch_size=dataset.ROW_GROUP):
+            for row in part.to_pylist():
+                if row["sha256"] in left:
+                    left.remove(row["sha256"])
+                    yield row
+
+
+def _labels(case: SignedCase) -> Iterable[dict[str, Any]]:
+    """Rows of LABELS: the type of every cell, as confirmed or overridden, and what characteristics the reviewer set."""
+    for cell in case.cells:
+        for name, value in {"type": cell.type, **cell.characteristics}.items():
+            yield {
+                "sha256": cell.sha256,
+                "name": name,
+                "value": value,
+                "source_label": value,
+                "labelled_by": case.reviewer,
+                "labelled_at": case.signed_at,
+                "role": "reference",
+                "vocabulary": vocabulary.load().version,
+                "source": "review",
+                "conflicted": False,
+            }
+
+
+def _patient(case: SignedCase, known: pd.DataFrame) -> dict[str, Any]:
+    """A row of PATIENTS: what is known of the patient stays, the diagnosis is the reviewer's."""
+    row: dict[str, Any] = {"age": None, "sex": None}
+    if len(known):
+        same = known[(known["patient"] == case.patient) & (known["smear"] == case.smear)].astype(object)
+        row |= next(iter(same.where(same.notna(), None).to_dict("records")), {})
+    identity = {"site": case.site, "patient": case.patient, "smear": case.smear}
+    said = {"diagnosis": case.diagnosis, "source_diagnosis": case.diagnosis, "origin": sites.load(case.site).origin}
+    return {**row, **identity, **said}
+
+
+@task(task_run_name="import {site}", cache_policy=NO_CACHE)
+def import_files(folder: str, site: str, data: str) -> None:
+    """`smearline import folder inbox/SITE`."""
+    command = ("import", "folder", str(INBOX / site), "--site", site, "--into", data)
+    Workspace(Path(folder)).run("smearline.cli", *command)
+
+
+@task(cache_policy=NO_CACHE)
+def version(folder: str, data: str, counts: dict[str, int]) -> str:
+    """`dvc add`, a commit of the pointers with a line in the audit log, `dvc push`. Returns the commit of this version."""
+    space, there = Workspace(Path(folder)), [Path(data) / n for n in VERSIONED if (Path(folder) / data / n).exists()]
+    space.run("dvc", "add", "-q", *map(str, there))
+    pointers = [space.folder / f"{path}.dvc" for path in there]
+    held = {p.stem: yaml.safe_load(p.read_text())["outs"][0]["md5"] for p in pointers}
+    if not audit.entries(space.folder, "ingest", data=held):  # else: cut off before, or labels that were there already
+        audit.append(space.folder, "flow ingest", "ingest", data=held, counts=counts)
+    space.commit("A version of the data", audit.LOG, *pointers, space.folder / data / ".gitignore")
+    push.fn(folder)
+    return space.git("log", "-1", "--format=%h", "--", data)
+
+
+def contents(folder: Path) -> str:
+    """A digest of the names, sizes and times of the files in a folder; empty where there is none."""
+    files = [(name, (folder / name).stat()) for name in listing(folder)[0]]
+    told = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
+    return hashlib.sha256(told.encode()).hexdigest() if files else ""

@@ -1,0 +1,95 @@
+"""Flow monitor: a verdict for every site that was served, from the inference log, against the reference of the version in
+production."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect.states import Completed, Failed, State
+
+from flows import artifacts, audit, registry
+from flows.frame import in_workspace, nothing_new
+from flows.workspace import STATE, Workspace
+from monitoring import watch
+from serving.cases import CaseStore
+from smearline.errors import SmearlineError
+
+DAYS = 7
+
+
+@flow(name="monitor", log_prints=True)
+@in_workspace()
+def monitor(workspace: str = ".", site: str | None = None) -> State[Any]:
+    """Judge each site, or one. A bad verdict is a result; the flow fails where a site cannot be judged for technical reasons."""
+    space = Workspace(Path(workspace))
+    store, in_production = CaseStore(home=space.service), registry.productions(space)
+    store.export_log()
+    sites = [site] if site else sorted(p.name for p in (store.home / "log").glob("*") if p.is_dir())
+    reference = registry.fetched(space, in_production[-1], "reference") if in_production else Path("reference")
+    said: list[str] = []
+    failed: list[str] = []
+    for name in sites:
+        try:
+            said += judge(workspace, name, str(reference))
+        except SmearlineError as error:
+            failed.append(f"{name}: {error}")
+    space.commit("Verdicts", audit.LOG)
+    if failed:
+        return Failed(message="\n".join(failed))
+    if not said:
+        return nothing_new("nothing was served, and nothing reviewed, since the last verdicts")
+    return Completed(message="\n".join(said))
+
+
+@task(task_run_name="judge {site}", cache_policy=NO_CACHE)
+def judge(folder: str, site: str, reference: str) -> list[str]:
+    """The verdict of a site's last days: its pages, an artifact, a line in the audit log, an event. Empty: nothing is new."""
+    store = CaseStore(home=Workspace(Path(folder)).service)
+    files = sorted((store.home / "log" / site).glob("*.parquet"))
+    first = (date.fromisoformat(files[-1].stem) - timedelta(days=DAYS - 1)).isoformat() if files else ""
+    files = [p for p in files if p.stem >= first]
+    cases = {case for p in files for case in pd.read_parquet(p, columns=["case_id"])["case_id"]}
+    signed = [case for case in store.signed_off(not_ingested=False) if case.case_id in cases]
+    cells = [cell for case in signed for cell in case.cells]
+    reviews = {"cells_reviewed": len(cells), "cells_overridden": sum(cell.overridden for cell in cells)}
+    state = STATE / f"watched-{site}"
+    now = json.dumps([reference, reviews, [(p.name, p.stat().st_mtime_ns) for p in files]])
+    if state.exists() and state.read_text() == now:
+        return []
+    witnesses = {"reviewers": reviews, "analyser": pd.concat([c.counts for c in signed]) if signed else None}
+    found = watch.judge(store.home / "log", site, Path(reference), Path("watch"), days=DAYS, witnesses=witnesses)
+    print(found.sentence)
+    page, key = Path("watch") / site / found.day / "index.html", f"verdict-{site.replace('_', '-')}"
+    rows: list[dict[str, Any]] = [
+        {"witness": n, "status": w.status, "says": w.says} for n, w in found.witnesses.items()
+    ]
+    rows += [{"family": n, "status": f.status, "size": f.size, "limit": f.limit} for n, f in found.families.items()]
+    artifacts.text(key, f"**{found.verdict}** · {site} · {found.day}\n\n{found.sentence}", f"Verdict of {site}")
+    artifacts.table(f"{key}-findings", rows, f"What moved at {site}, and what the witnesses say")
+    artifacts.link(f"{key}-page", page, f"Report of {site}, {found.day}")
+    told = {
+        "site": site,
+        "day": found.day,
+        "first": found.window["first"],
+        "verdict": found.verdict,
+        "version": found.version,
+    }
+    digest = hashlib.sha256(page.with_name("verdict.json").read_bytes()).hexdigest()
+    audit.append(
+        Path(folder), "flow monitor", "verdict", **told, sentence=found.sentence, page=str(page), verdict_sha256=digest
+    )
+    emit_event(
+        f"smearline.verdict.{found.verdict.replace(' ', '-')}",
+        {"prefect.resource.id": f"smearline.site.{site}"},
+        payload={**told, "sentence": found.sentence},
+    )
+    state.write_text(now)
+    return [f"{site}: {found.sentence}"]

@@ -1,0 +1,139 @@
+"""Flow promote: the gate, then a person's approval, then the switch. Also that approval.
+
+gate/VERSION.json is the gate's result. An approval names its SHA-256, so it holds for that comparison and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+from flows import artifacts, audit, gate, production, registry, smears
+from flows.frame import in_workspace, nothing_new
+from flows.registry import Version
+from flows.workspace import FlowError, Workspace
+from smearline import settings
+
+
+@flow(name="promote", log_prints=True)
+@in_workspace()
+def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
+    """Compare the newest candidate (or `version`) with the champion; switch to it where a person approved that."""
+    space = Workspace(Path(workspace))
+    production.repair(space)
+    stack, known = registry.productions(space), registry.versions(space)
+    if not known:
+        raise FlowError("there is no candidate; run the flow retrain")
+    champion = stack[-1] if stack else None
+    challenger = registry.find(space, version) if version else known[-1]
+    if challenger == champion:
+        return nothing_new(f"{challenger.name} is in production")
+
+    path, digest, result, new = compare(space, challenger, champion)
+    artifacts.table(
+        "gate", result["checks"], f"{challenger.name} against {champion.name if champion else 'none'}: {result['says']}"
+    )
+    if not result["passed"]:
+        if not new:
+            return nothing_new(f"{challenger.name} was refused before: {result['says']}")
+        return Failed(name="Refused", message=f"{challenger.name} is {result['says']}; {path.name} says why")
+    approval = approved(space, challenger, digest)
+    if approval is None:
+        command = f"python -m flows approve {challenger.name} --workspace {space.folder} --reason '...'"
+        says = f"{challenger.name} {result['says']}. Somebody whose token has the role approve types: {command}"
+        return Completed(name="AwaitingApproval", message=says)
+    told = {"gate_sha256": digest, "approved_by": approval["who"], "reason": approval["reason"]}
+    with space.lock("promote", "production"):
+        production.switch(space, challenger, "flow promote", "promote", **told)
+    return Completed(message=f"{challenger.name} (package {challenger.package}) is in production")
+
+
+def compare(space: Workspace, challenger: Version, champion: Version | None) -> tuple[Path, str, dict[str, Any], bool]:
+    """Run the gate and keep its result: its file, its SHA-256, what it says, and whether it says anything new."""
+    params = settings.load()
+    data, cells = params.data.folder, smears.frozen(params.data.folder)
+    old = smears.named(space, champion, data, cells) if champion else None
+    new = smears.named(space, challenger, data, cells)
+    package = registry.fetched(space, challenger, "package")
+    seen = pd.read_parquet(package / "recogniser" / "trained_on.parquet", columns=["sha256", "site", "patient"])
+    checks = [
+        *gate.compare(cells, new, old, margin=params.gate.margin, seed=params.gate.seed),
+        gate.seen_in_training(cells, seen),
+        *gate.diagnosis(_metrics(package), _metrics(registry.fetched(space, champion, "package")) if champion else {}),
+    ]
+    result = gate.verdict(
+        checks,
+        challenger={"version": challenger.name, "package": challenger.package},
+        champion={"version": champion.name, "package": champion.package} if champion else None,
+        margin=params.gate.margin,
+        smears={
+            "sha256": smears.digest(cells),
+            "cells": len(cells),
+            "smears": int(cells["smear"].nunique()),
+            "patients": int(cells["patient"].nunique()),
+            "sites": sorted(set(cells["site"])),
+        },
+    )
+    path = space.folder / "gate" / f"{challenger.name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    digest = _sha256(path)
+    told = audit.entries(space.folder, "gate", version=challenger.name)
+    fresh = not told or told[-1]["gate_sha256"] != digest
+    if fresh:
+        about = {"champion": champion.name if champion else None, "passed": result["passed"], "says": result["says"]}
+        audit.append(space.folder, "flow promote", "gate", version=challenger.name, gate_sha256=digest, **about)
+        space.commit(f"Gate: {challenger.name} {result['says']}", smears.FROZEN, path, audit.LOG)
+    return path, digest, result, fresh
+
+
+def approve(space: Workspace, version: str, reason: str) -> str:
+    """Approve a version whose gate passed, as the holder of $SMEARLINE_TOKEN. Returns who that is.
+
+    Raises:
+        FlowError: there is no reason, or no gate that passed.
+        TokenError: the token is nobody's, or its holder may not approve.
+    """
+    who, found = production.approver(space), registry.find(space, version)
+    if not reason.strip():
+        raise FlowError("an approval needs a reason: --reason 'what you looked at, and why it may serve'")
+    path = space.folder / "gate" / f"{found.name}.json"
+    told = audit.entries(space.folder, "gate", version=found.name)
+    if not told or not path.exists():
+        raise FlowError(f"no gate has compared {found.name} yet; run: python -m flows promote")
+    digest = _sha256(path)
+    if told[-1]["gate_sha256"] != digest:
+        raise FlowError(f"{path} is not what the gate wrote; run: python -m flows promote")
+    if not told[-1]["passed"]:
+        raise FlowError(f"{found.name} was {told[-1]['says']}; a refused version cannot be approved")
+    audit.append(
+        space.folder, who, "approve", version=found.name, package=found.package, gate_sha256=digest, reason=reason
+    )
+    space.commit(f"{who} approves {found.name}", audit.LOG)
+    return who
+
+
+def approved(space: Workspace, version: Version, digest: str) -> audit.Entry | None:
+    """The approval of this version by this gate; none where it was rolled back since."""
+    found = None
+    for entry in audit.entries(space.folder):
+        if entry["what"] == "approve" and (entry["version"], entry["gate_sha256"]) == (version.name, digest):
+            found = entry
+        elif entry["what"] == "rollback" and entry["back_from"] == version.name:
+            found = None
+    return found
+
+
+def _metrics(package: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads((package / "lineage.json").read_text(encoding="utf-8"))["metrics"]
+    return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

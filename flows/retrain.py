@@ -1,0 +1,174 @@
+"""Flow retrain: DVC's graph, a Prefect task a stage; it ends in a candidate, which nobody serves until it is promoted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import artifacts, audit, registry
+from flows.frame import in_workspace, nothing_new
+from flows.workspace import DvcLocked, FlowError, Workspace
+
+LINEAGE = Path("package/lineage.json")
+PAGES = {"recogniser": Path("evaluation/evaluation.html"), "diagnosis": Path("evaluation/diagnosis.html")}
+
+
+def _locked(task: object, run: object, state: State[Any]) -> bool:
+    """Only DVC's lock is worth another try: a stage that failed would fail again, after hours."""
+    return isinstance(state.result(raise_on_failure=False), DvcLocked)
+
+
+@task(
+    task_run_name="{stage}",
+    cache_policy=NO_CACHE,
+    retries=4,
+    retry_delay_seconds=[5, 20, 60, 180],
+    retry_condition_fn=_locked,
+)
+def reproduce(folder: str, stage: str) -> State[Any]:
+    """One stage as DVC does it, its output in the log. The state's name says whether it ran."""
+    started = time.monotonic()
+    try:
+        said = Workspace(Path(folder)).run("dvc", "repro", "--single-item", stage)
+    except DvcLocked:
+        raise
+    except FlowError as error:
+        return Failed(message=str(error))
+    if any(line.startswith(f"Running stage '{stage}'") for line in said):
+        return Completed(name="Ran", message=f"{time.monotonic() - started:.0f} s")
+    cached = any(line.startswith(f"Stage '{stage}' is cached") for line in said)
+    return Completed(name="FromRunCache" if cached else "UpToDate", message=next(iter(said), None))
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
+def push(folder: str) -> None:
+    """Everything that the workspace's pointers name goes to its DVC remote."""
+    with Repo(folder) as repo:
+        has_remote = bool(repo.config["core"].get("remote"))
+    if has_remote:
+        Workspace(Path(folder)).run("dvc", "push", "-q")
+    else:
+        print("not pushed: the workspace has no DVC remote (dvc remote add --local -d NAME URL)")
+
+
+@flow(name="retrain", log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
+@in_workspace()
+def retrain(workspace: str = ".") -> State[Any]:
+    """Redo what changed, push it, and register the package as a candidate."""
+    space = Workspace(Path(workspace))
+    with Repo(workspace) as repo:
+        graph, changed = repo.index.graph, repo.status()
+        stages = {s.addressing: s for s in sorted(graph, key=lambda s: s.addressing) if s.cmd}
+        needs = {name: [d.addressing for d in graph.successors(s) if d.cmd] for name, s in stages.items()}
+        outs = [out for s in stages.values() for out in s.outs]
+        sources = [s.addressing for s in graph if not s.cmd and s.addressing in changed]
+    kept_in_git = [Path(out.fspath) for out in outs if not out.use_cache]
+    ignores = {Path(out.fspath).parent / ".gitignore" for out in outs}
+    if sources:
+        names = " ".join(s.removesuffix(".dvc") for s in sources)
+        raise FlowError(
+            f"data that are no version yet: {names}. Run the flow ingest, or: dvc add {names} && git commit"
+        )
+    made = [space.folder / "dvc.lock", space.folder / audit.LOG, *kept_in_git]
+    _refuse_uncommitted(space, made)
+    if not changed and (known := registry.of_package(space, _lineage(space)["version"])):
+        return nothing_new(f"data, code and parameters are those of {known.name}, package {known.package}")
+
+    runs: dict[str, Any] = {}
+    for name in TopologicalSorter(needs).static_order():
+        runs[name] = reproduce.submit(workspace, name, wait_for=[runs[n] for n in needs[name]], return_state=False)
+    for run in runs.values():
+        run.wait()
+    rows = [{"stage": n, "state": r.state.name, "says": r.state.message} for n, r in runs.items()]
+    artifacts.table("retrain-stages", rows, "The stages of this run")
+    if failed := [f"{n}: {r.state.message}" for n, r in runs.items() if not r.state.is_completed()]:
+        raise FlowError("\n".join(failed))
+    push(workspace)
+    lineage = _lineage(space)
+    if known := registry.of_package(space, lineage["version"]):
+        space.commit(f"A run of the pipeline: the package of {known.name}", *_there(made, ignores))
+        return nothing_new(f"the package is that of {known.name} again ({known.package})")
+    return _candidate(space, lineage, _there(made, ignores))
+
+
+def _candidate(space: Workspace, lineage: dict[str, Any], made: list[Path]) -> State[Any]:
+    """Commit what the run made, and register it."""
+    name, package = registry.next_name(space), lineage["version"]
+    if not audit.entries(space.folder, "candidate", version=name, package=package):  # else: killed before it was tagged
+        parameters = hashlib.sha256(json.dumps(lineage["parameters"], sort_keys=True).encode()).hexdigest()
+        told = {key: lineage.get(key) for key in ("commit", "data", "metrics", "origin")}
+        audit.append(
+            space.folder,
+            "flow retrain",
+            "candidate",
+            version=name,
+            package=package,
+            parameters_sha256=parameters,
+            **told,
+        )
+    space.commit(f"Candidate {name}, package {package}", space.folder / audit.LOG, *made)
+    registry.register(space, name, package, audit.head(space.folder))
+    rows = beside(lineage["metrics"], champion_metrics(space))
+    artifacts.table("retrain-metrics", rows, f"{name} beside the version in production, each on its own test cells")
+    for what, page in PAGES.items():
+        artifacts.link(f"retrain-{what}", page, f"Evaluation of the {what}")
+    return Completed(message=f"candidate {name}, package {package}; next: python -m flows promote")
+
+
+def beside(candidate: Mapping[str, Any], champion: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows metric, candidate, champion; a metric that one of them lacks is blank there."""
+    new, old = flat(candidate), flat(champion)
+    return [
+        {"metric": m, "candidate": new.get(m), "champion": old.get(m)}
+        for m in [*new, *(m for m in old if m not in new)]
+    ]
+
+
+def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested metrics as 'part.name'."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + name] = value
+    return found
+
+
+def champion_metrics(space: Workspace) -> dict[str, Any]:
+    """What the audit log says of the version in production; empty where there is none."""
+    stack = registry.productions(space)
+    told = audit.entries(space.folder, "candidate", version=stack[-1].name) if stack else []
+    return dict(told[-1]["metrics"]) if told else {}
+
+
+def _lineage(space: Workspace) -> dict[str, Any]:
+    path = space.folder / LINEAGE
+    if not path.is_file():
+        raise FlowError(f"the pipeline left no {LINEAGE}; a candidate is the package of the stage 'package'")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _refuse_uncommitted(space: Workspace, made: list[Path]) -> None:
+    """A candidate's commit must say what made it."""
+    files = space.git("diff", "HEAD", "--name-only").splitlines()
+    if dirty := [f for f in files if space.folder / f not in made and not f.endswith(".gitignore")]:
+        raise FlowError(
+            f"uncommitted changes in {', '.join(dirty)}: commit them, so that the candidate says what made it"
+        )
+
+
+def _there(made: list[Path], ignores: set[Path]) -> list[Path]:
+    return [path for path in [*made, *sorted(ignores)] if path.exists()]

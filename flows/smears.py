@@ -1,0 +1,65 @@
+"""The frozen smears on which every challenger meets its champion, and what a package says of them.
+
+gate/smears.parquet is written at the first promotion from labelled test cells, and kept in git: a site, once frozen, stays
+as it is. A site that comes later is frozen when it first has labelled test cells. Where no smear is known, cells are frozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from flows.registry import Version, fetched
+from flows.workspace import STATE, FlowError, Workspace
+from smearline import dataset
+
+FROZEN = Path("gate/smears.parquet")
+CELLS_PER_SITE = 4000
+"""Whole patients are taken, in an order that only their names decide, until a site has this many cells."""
+
+
+def frozen(data: Path) -> pd.DataFrame:
+    """The frozen cells that have an undisputed type today: sha256, site, patient, smear, true_type.
+
+    Raises:
+        FlowError: no test cell has a label.
+    """
+    labels = dataset.resolved_labels(data).dropna(subset=["true_type"])[["sha256", "true_type"]]
+    columns = ["sha256", "site", "patient", "smear"]
+    known = pd.read_parquet(FROZEN) if FROZEN.exists() else pd.DataFrame(columns=columns)
+    splits = pd.read_parquet("splits.parquet", columns=["sha256", "split", "group"])
+    fresh = dataset.index(data, columns).merge(splits[splits["split"] == "test"], on="sha256")
+    fresh = fresh[fresh["sha256"].isin(labels["sha256"]) & ~fresh["site"].isin(known["site"])]
+    if len(fresh):
+        place = fresh["group"].map(lambda name: hashlib.sha256(str(name).encode()).hexdigest())
+        fresh = fresh.assign(place=place).sort_values(["site", "place", "sha256"])
+        before = fresh.groupby("site").cumcount().groupby([fresh["site"], fresh["place"]]).transform("min")
+        known = pd.concat([known, fresh.loc[before < CELLS_PER_SITE, columns]], ignore_index=True)
+        FROZEN.parent.mkdir(exist_ok=True)
+        unfinished = FROZEN.with_suffix(".unfinished")
+        known.to_parquet(unfinished, index=False)
+        unfinished.replace(FROZEN)
+    cells = known.merge(labels, on="sha256")
+    if cells.empty:
+        raise FlowError("no test cell has an undisputed label, so no model can be compared; label some and run retrain")
+    return cells
+
+
+def digest(cells: pd.DataFrame) -> str:
+    """Of the cells and their labels."""
+    rows = sorted(f"{row.sha256}={row.true_type}" for row in cells.itertuples())
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def named(space: Workspace, version: Version, data: Path, cells: pd.DataFrame) -> dict[str, str]:
+    """sha256 to the type that a version's recogniser names."""
+    out = space.folder / STATE / "gate" / f"{version.package}-{digest(cells)[:12]}.parquet"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        space.run(
+            "flows.score", str(fetched(space, version, "package") / "recogniser"), str(data), str(FROZEN), str(out)
+        )
+    found = pd.read_parquet(out)
+    return dict(zip(found["sha256"], found["predicted_type"], strict=True))

@@ -1,0 +1,128 @@
+"""A workspace as the flows use it: its git, its commands, and its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smearline.errors import SmearlineError
+
+PRODUCT = Path(__file__).resolve().parents[1]
+STATE = Path(".smearline")
+
+
+class FlowError(SmearlineError):
+    """A flow cannot go on: what is missing, and which command mends it."""
+
+
+class DvcLocked(FlowError):
+    """Another DVC command holds the workspace's DVC lock; trying again helps."""
+
+
+class Busy(FlowError):
+    """Another flow is running in the workspace."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A git clone of the product with data of its own."""
+
+    folder: Path
+
+    @property
+    def service(self) -> Path:
+        """Where the service that answers for this workspace keeps its state."""
+        return self.folder / (os.environ.get("SMEARLINE_HOME") or STATE / "service")
+
+    def git(self, *arguments: str) -> str:
+        """Raises FlowError with git's own message."""
+        done = subprocess.run(["git", *arguments], cwd=self.folder, capture_output=True, text=True)
+        if done.returncode:
+            raise FlowError(f"'git {' '.join(arguments)}' failed in {self.folder}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def commit(self, message: str, *paths: str | Path) -> None:
+        """Commit these files, and no others; nothing where none has changed. Waits for another git command to end."""
+        for attempt in range(20):
+            try:
+                self.git("add", "--", *map(str, paths))
+                if self.git("status", "--porcelain", "--", *map(str, paths)):
+                    self.git("commit", "-q", "-m", message, "--only", "--", *map(str, paths))
+                return
+            except FlowError as error:
+                if "index.lock" not in str(error) or attempt == 19:
+                    raise
+                time.sleep(0.5)
+
+    def run(self, *command: str) -> list[str]:
+        """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines.
+
+        Raises:
+            DvcLocked: DVC's lock is held.
+            FlowError: it failed; the message holds its last lines.
+        """
+        with subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=environment(),
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            assert process.stdout is not None
+            lines = []
+            try:
+                for line in process.stdout:
+                    if line.strip():
+                        lines.append(line.rstrip())
+                        print(lines[-1])
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            said = "\n".join(lines[-15:])
+            kind = DvcLocked if "Unable to acquire lock" in said else FlowError
+            raise kind(f"'{' '.join(command)}' failed in {self.folder} (exit code {process.returncode}):\n{said}")
+        return lines
+
+    @contextlib.contextmanager
+    def lock(self, holder: str, what: str = "flow") -> Iterator[None]:
+        """One at a time. The lock goes with its process, however that ends. Raises Busy, which names the holder."""
+        path = self.folder / STATE / f"{what}.lock"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"one run at a time: {path.read_text() or 'another flow'} is running here") from None
+            file.truncate(0)
+            file.write(f"'{holder}' (process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')})")
+            file.flush()
+            yield
+
+
+def environment() -> dict[str, str]:
+    """Of every child: this interpreter is `python`, one thread, nothing calls home. What a workspace has no code for is
+    taken from the product."""
+    quiet = {
+        "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    return {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        **quiet,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(PRODUCT)])),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }

@@ -1,0 +1,123 @@
+"""Stage reference: what each site's smears look like to the packaged recogniser, before any drift.
+
+reference/smears.parquet    a row a smear (monitoring.smears)
+reference/centres.parquet   a row a site and predicted type: what cells of the type are like
+reference/reference.json    version, origin, and by site what can be judged and the smallest shift that will be called
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from monitoring import drift
+from monitoring.smears import Centres, by_smear, named
+from smearline import vocabulary
+from smearline.errors import DataError
+
+REFERENCE = Path("reference")
+CONTRACT = "reference-1"
+_WINDOWS = (5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a window is judged against."""
+
+    smears: pd.DataFrame
+    centres: dict[str, Centres]
+    """By site; a site without cells that training never saw has none."""
+    about: dict[str, Any]
+    """reference.json."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Reference:
+        """Raises DataError: the folder has no reference."""
+        if not (folder / "reference.json").is_file():
+            raise DataError(f"{folder} holds no reference.json: there is no reference; make one: dvc repro reference")
+        about = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+        centres = {}
+        for site, rows in pd.read_parquet(folder / "centres.parquet").groupby("site", sort=True):
+            total = np.stack(list(rows["total"])).astype(float)
+            spread = about["sites"][site]["spread"]
+            centres[str(site)] = Centres(tuple(rows["type"]), rows["num"].to_numpy(float), total, spread)
+        return cls(pd.read_parquet(folder / "smears.parquet"), centres, about)
+
+    def save(self, folder: Path) -> None:
+        rows = [
+            {"site": site, "type": t, "num": int(n), "total": list(v)}
+            for site, c in self.centres.items()
+            for t, n, v in zip(c.types, c.count_T, c.sum_TF, strict=True)
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.smears.to_parquet(folder / "smears.parquet", index=False)
+        pd.DataFrame(rows, columns=["site", "type", "num", "total"]).to_parquet(folder / "centres.parquet", index=False)
+        (folder / "reference.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+
+
+def refer(predictions: pd.DataFrame, **about: Any) -> Reference:
+    """A reference from predictions (predictions.parquet: recognition.frame_of with embedding, split and acquired_at).
+
+    Confidence and embedding are measured on the cells that training did not see alone: a recogniser is surer of what it has
+    learned by heart. Each day (smear, where days are not known) is compared with the type centres of the others.
+
+    about: version, embedding_version, origin; kept.
+    """
+    frames, centres, sites = [], {}, {}
+    for site, cells in named(predictions).groupby("site", sort=True):
+        unseen = cells[cells["split"] != "train"]
+        if len(unseen):
+            centres[str(site)] = Centres.of(unseen)
+        blocks = pd.factorize(unseen["day"].where(unseen["day"].notna(), unseen["smear"]))[0]
+        parts = [by_smear(cells[cells["split"] == "train"], None), by_smear(unseen, centres.get(str(site)), blocks)]
+        smears = pd.concat([p for p in parts if len(p)]) if any(map(len, parts)) else parts[0]
+        frames.append(smears)
+        days = smears["day"].dropna()
+        sites[str(site)] = {
+            "num_smears": len(smears),
+            "num_smears_not_trained_on": int((~smears["seen"].astype(bool)).sum()),
+            "num_cells": int(smears["num_cells"].sum()),
+            "num_left_out": int(cells["smear"].nunique() - len(smears)),
+            "days": [days.min(), days.max(), days.nunique()] if len(days) else None,
+            "pseudo_smears": bool(smears["pseudo"].any()),
+            "spread": centres[str(site)].spread if str(site) in centres else None,
+            "smallest_called": {n: _smallest_called(smears, n) for n in _WINDOWS},
+        }
+    rules = {"contract": CONTRACT, "false_alarm_rate": drift.FALSE_ALARM_RATE, "least_smears": drift.LEAST_SMEARS}
+    rules |= {"least_reference_smears": drift.LEAST_REFERENCE, "vocabulary": list(vocabulary.load().types)}
+    return Reference(pd.concat(frames, ignore_index=True), centres, {**rules, **about, "sites": sites})
+
+
+def _smallest_called(smears: pd.DataFrame, size: int) -> dict[str, float]:
+    """The shift of each feature that a window of `size` smears would be called for: the window dealt from the reference."""
+    if len(smears) < size + drift.LEAST_REFERENCE:
+        return {}
+    order = np.random.default_rng(size).permutation(len(smears))
+    found = drift.compare(smears.iloc[order[:size]].assign(day=None), smears.iloc[order[size:]].assign(day=None), {})
+    return {f.name: round(f.threshold, 4) for features in found.features.values() for f in features}
+
+
+def main() -> None:
+    predictions = pd.read_parquet("predictions.parquet")
+    lineage = json.loads(Path("package/lineage.json").read_text(encoding="utf-8"))
+    found = refer(
+        predictions,
+        version=lineage["version"],
+        embedding_version=str(predictions["embedding_version"].iloc[0]),
+        origin=lineage["origin"],
+    )
+    found.save(REFERENCE)
+    for site, about in found.about["sites"].items():
+        unseen = about["num_smears_not_trained_on"]
+        print(f"{site}: {about['num_smears']} smears, {unseen} of them not trained on", end="")
+        few = f"; fewer than {drift.LEAST_REFERENCE}: confidence and embedding cannot be judged"
+        print(few if unseen < drift.LEAST_REFERENCE else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What stands in for a laboratory in the demo and in the loop: new smears of a simulated site, and a running service."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pipelines.workspace import Workspace, environment
+
+ANOTHER_STAIN: dict[str, Any] = {
+    "white_point": [236, 232, 226],
+    "eosin": {"absorbs": [0.15, 1.00, 0.50], "strength": 1.25},
+    "azure": {"absorbs": [1.00, 0.65, 0.16], "strength": 0.70},
+}
+"""Another batch of stain for sim_north: weaker azure, stronger eosin, another lamp."""
+
+
+def new_smears(
+    space: Workspace, name: str, site: str, seed: int, smears: int, cells: int, later: int, change: dict[str, Any]
+) -> Path:
+    """Smears of new patients of a site, its simulation changed where asked, acquired `later` days after the first ones.
+
+    Returns the folder, laid out as the source 'folder'; one that is there stays as it is.
+    """
+    folder = space.folder / "raw" / name
+    made, sites = folder / "out" / site, folder / "sites"
+    if (folder / "complete").exists():
+        return made
+    sites.mkdir(parents=True, exist_ok=True)
+    file = yaml.safe_load((space.folder / "sites" / f"{site}.yaml").read_text(encoding="utf-8"))
+    file["simulation"] |= {"prefix": f"{name[:1].upper()}{seed}", **change}
+    (sites / f"{site}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
+    numbers = ("--seed", str(seed), "--patients", str(smears), "--cells", str(cells))
+    space.run(
+        sys.executable, "-m", "smearline.cli", "simulate", str(folder / "out"), "--sites", site, *numbers,
+        SMEARLINE_SITES=str(sites),
+    )  # fmt: skip
+    labels = pd.read_csv(made / "labels.csv", dtype=str, keep_default_na=False)
+    moved = pd.to_datetime(labels["acquired_at"]) + pd.Timedelta(days=later)
+    labels.assign(acquired_at=[t.isoformat() for t in moved]).to_csv(made / "labels.csv", index=False)
+    (folder / "complete").touch()
+    return made
+
+
+@contextmanager
+def service(space: Workspace) -> Iterator[tuple[str, str]]:
+    """The workspace's service on a free port, as `make serve` starts it: its URL and a token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, log = f"http://127.0.0.1:{port}", space.folder / ".smearline" / "service.log"
+    command = [sys.executable, "-m", "serving.run", "--workspace", str(space.folder), "--port", str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=space.folder, env=environment(), stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 900  # the first start makes the service's environment
+        while not _ready(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the service did not start; see {log}")
+            time.sleep(0.5)
+        yield url, (space.folder / ".smearline" / "service" / "token").read_text(encoding="utf-8").strip()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,316 @@
+"""The routes of /v1."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import pandas as pd
+from fastapi import FastAPI, HTTPException, Request
+from prometheus_client import Counter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from serving import http
+from serving.case_tables import stamp
+from serving.cases import Answer, Case, CaseStore, Key, case_of
+from smearline import __version__, cbc, pseudonyms, sites, vocabulary
+from smearline.errors import ImportSourceError
+from smearline.sites import Site
+
+if TYPE_CHECKING:
+    from serving.reading import Reader
+
+Identifier = Field(default=None, min_length=1, max_length=200)
+
+
+class SmearRequest(BaseModel):
+    """Whose cells they are. Times carry their offset from UTC."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    site: str
+    smear: str | None = Identifier
+    patient: str | None = Identifier
+    acquired_at: AwareDatetime | None = None
+    cbc: dict[str, Any] | None = None
+
+
+class DiagnoseRequest(SmearRequest):
+    """A smear, with the blood count as JSON where it is not attached as the part `cbc`."""
+
+    smear: str = Field(min_length=1, max_length=200)
+
+
+class CellReview(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str
+    type: str | None = None
+    characteristics: dict[str, str] = Field(default_factory=dict)
+
+
+class Review(BaseModel):
+    """What a reviewer sets in place of the model's answer; `sign_off` confirms all the rest of the case."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    case_id: str
+    cells: list[CellReview] = Field(default_factory=list)
+    diagnosis: str | None = None
+    comment: str | None = Field(default=None, max_length=2000)
+    sign_off: bool = False
+
+
+class Desk:
+    """What the routes work with; `app.state.desk`, set when the service starts."""
+
+    def __init__(self, reader: Reader, store: CaseStore) -> None:
+        self.reader, self.store = reader, store
+        self.refused = Counter("smearline_images_refused", "Images that could not be used", ["reason"])
+        self.abstained = Counter("smearline_diagnoses", "Diagnoses asked for, by status", ["status"])
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def once(self, request: Request, digest: str, work: Callable[[Key | None], Awaitable[bytes]]) -> Response:
+        """Do the work, or give the stored answer of the same request; of two at once the second waits for the first."""
+        given = request.headers.get("idempotency-key")
+        if given is None:
+            return _json(await work(None))
+        if not 1 <= len(given) <= 200:
+            raise HTTPException(400, "an Idempotency-Key has 1 to 200 characters")
+        key = Key(request.state.holder.name, given, digest)
+        lock = self._locks.setdefault((key.holder, key.key), asyncio.Lock())
+        async with lock:
+            before = await asyncio.to_thread(self.store.stored, key)
+            return _json(before if before is not None else await work(key))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+app = FastAPI(
+    title="Smearline",
+    version=__version__,
+    description="Research use only.",
+    docs_url=None,
+    redoc_url=None,  # their pages load scripts from outside; /openapi.json stays
+)
+app.add_middleware(http.Guard)
+http.answer_errors(app)
+
+
+def _body(media: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}
+
+
+_TEXT, _FILE = {"type": "string"}, {"type": "string", "format": "binary"}
+_IMAGES = {"type": "array", "items": _FILE, "maxItems": http.LIMITS["images"]}
+_RECOGNISE = {
+    "images": _IMAGES,
+    "site": _TEXT,
+    "smear": _TEXT,
+    "acquired_at": {"type": "string", "format": "date-time"},
+}
+_DIAGNOSE = {"images": _IMAGES, "request": DiagnoseRequest.model_json_schema(), "cbc": _FILE}
+
+
+@app.get("/", include_in_schema=False)
+def index() -> Response:
+    return Response("Smearline, research use only. What may be asked: /openapi.json\n", media_type="text/plain")
+
+
+@app.post("/v1/recognise", openapi_extra=_body("multipart/form-data", _RECOGNISE, ["images", "site"]))
+async def recognise(request: Request) -> Response:
+    """Each image's type, probabilities and characteristics, or its own error."""
+    http.allowed(request, "recognise")
+    parts = await http.multipart(request, "site", "smear", "acquired_at")
+    return await _answer(request, "recognise", _valid(SmearRequest, parts.texts), parts)
+
+
+@app.post("/v1/diagnose", openapi_extra=_body("multipart/form-data", _DIAGNOSE, ["images", "request"]))
+async def diagnose(request: Request) -> Response:
+    """The differential of a smear, and its diagnosis with reasons, or an abstention with its own."""
+    http.allowed(request, "diagnose")
+    parts = await http.multipart(request, "request")
+    given = http.parse_json(parts.texts.get("request", "null"))
+    return await _answer(request, "diagnose", _valid(DiagnoseRequest, given), parts)
+
+
+async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.Parts) -> Response:
+    received, desk = datetime.now(UTC), request.app.state.desk
+    reader, store = desk.reader, desk.store
+    holder = http.allowed(request, site=asked.site)
+    site = sites.load(asked.site)
+    origin = reader.origin(site, kind == "diagnose")
+    if site.use == "clinical" and reader.card.origin == "simulated":
+        raise HTTPException(409, f"site '{site.name}' is in clinical use, and this model learned from simulated data")
+    if not parts.images:
+        raise HTTPException(422, "a request needs at least one part 'images'")
+    case, counts = _whose(asked, site, parts.cbc)
+
+    async def work(key: Key | None) -> bytes:
+        reading = await reader.read(parts.images, site, case, asked.acquired_at)
+        answer_id = uuid.uuid4().hex
+
+        def finish() -> bytes:
+            body: dict[str, Any] = {
+                "answer_id": answer_id,
+                **vars(case),
+                "kind": kind,
+                "version": reader.lineage["version"],
+                "origin": origin,
+                "intended_use": http.NOTICE,
+                "received_at": stamp(received),
+                "acquired_at": asked.acquired_at and stamp(asked.acquired_at),
+                "num_images": len(parts.images),
+                "errors": reading.errors,
+            }
+            smear = reader.smear(reading, counts) if kind == "diagnose" else {}
+            said = smear.get("diagnosis", {})
+            body = {**body, **smear, "cells": reader.cells(reading, site)}
+            answer = Answer(
+                answer_id=answer_id,
+                kind=kind,
+                version=body["version"],
+                origin=origin,
+                asked_by=holder.name,
+                received_at=received,
+                acquired_at=asked.acquired_at,
+                body=http.as_json(body),
+                status=said.get("status"),
+                diagnosis=said.get("group"),
+            )
+            kept = store.add(case, answer, reading.frame, reading.rows, counts, key)
+            for error in reading.errors:
+                desk.refused.labels(error["reason"]).inc()
+            if kind == "diagnose":
+                desk.abstained.labels(said["status"]).inc()
+            return kept
+
+        return await asyncio.to_thread(finish)
+
+    return await desk.once(request, parts.digest, work)
+
+
+def _valid(kind: type[Any], given: Any) -> Any:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        found = [{"field": ".".join(map(str, e["loc"])), "is": e["msg"]} for e in error.errors(include_url=False)]
+        raise HTTPException(422, found) from error
+
+
+def _whose(asked: SmearRequest, site: Site, export: bytes | None) -> tuple[Case, pd.DataFrame | None]:
+    """The case, and its blood count; from here on smear and patient are pseudonyms.
+
+    Raises:
+        HTTPException: (422) blood counts of another smear or patient.
+        ImportSourceError: blood counts that cannot be read.
+    """
+    secret = pseudonyms.key(site)
+    smear, patient = (
+        pseudonyms.pseudonym(secret, site.name, kind, said) if said else None
+        for kind, said in (("smear", asked.smear), ("patient", asked.patient))
+    )
+    counts = cbc.counts_from_json(asked.cbc, site, smear, patient) if asked.cbc is not None else None
+    if export is not None:
+        if counts is not None:
+            raise HTTPException(422, "the blood count comes twice, in the request and as the part 'cbc'; send one")
+        rows = [row for row in cbc.read_counts(export, site, secret) if row["smear"] == smear]
+        if not rows:
+            raise ImportSourceError("the part 'cbc' holds no sample of this smear; its number must be the smear's")
+        counts = pd.DataFrame(rows, columns=cbc.COUNTS.names)
+        others = set(counts["patient"].dropna())
+        if patient and others - {patient}:
+            raise HTTPException(422, "the part 'cbc' says another patient than the request")
+        patient = patient or next(iter(others), None)
+    case_id = case_of(site.name, smear) if smear else uuid.uuid4().hex[:24]
+    return Case(case_id, site.name, smear, patient), counts
+
+
+@app.get("/v1/smears/{case_id}")
+async def smear(request: Request, case_id: str) -> Response:
+    """A case with its answers, overrides and sign-offs."""
+    http.allowed(request, "diagnose", "review")
+    found = await asyncio.to_thread(_case, request, case_id)
+    answers = [json.loads(a["body"]) for a in found["answers"]]
+    origin = "simulated" if any(a["origin"] == "simulated" for a in answers) else "real"
+    return _json(http.as_json({**found, "answers": answers, "origin": origin, "intended_use": http.NOTICE}))
+
+
+def _case(request: Request, case_id: str) -> dict[str, Any]:
+    found: dict[str, Any] | None = request.app.state.desk.store.case(case_id)
+    if found is None:
+        raise HTTPException(404, f"there is no case '{case_id}'")
+    http.allowed(request, site=found["site"])
+    return found
+
+
+_REVIEW = _body("application/json", Review.model_json_schema()["properties"], ["case_id"])
+
+
+@app.post("/v1/review", openapi_extra=_REVIEW)
+async def review(request: Request) -> Response:
+    """Set a cell's type or characteristics, or the diagnosis; sign a case off."""
+    holder = http.allowed(request, "review")
+    given, digest = await http.json_body(request)
+    asked, store = _valid(Review, given), request.app.state.desk.store
+
+    def write(key: Key | None) -> bytes:
+        case, at = _case(request, asked.case_id), stamp(datetime.now(UTC))
+        by = {"reviewer": holder.name, "at": at, "comment": asked.comment}
+        overrides = [{**row, **by} for row in _overrides(asked, case, store.predictions(asked.case_id))]
+        if not overrides and not asked.sign_off:
+            raise HTTPException(422, "nothing is set and nothing signed off: give cells, diagnosis or sign_off")
+        origin = "simulated" if any(a["origin"] == "simulated" for a in case["answers"]) else "real"
+        told = {
+            "overrides": len(overrides),
+            "signed_off": asked.sign_off,
+            "origin": origin,
+            "intended_use": http.NOTICE,
+        }
+        body = http.as_json({"case_id": asked.case_id, **by, **told})
+        kept: bytes = store.review(asked.case_id, body, overrides, by if asked.sign_off else None, key)
+        return kept
+
+    desk: Desk = request.app.state.desk
+    return await desk.once(request, digest, lambda key: asyncio.to_thread(write, key))
+
+
+def _overrides(asked: Review, case: dict[str, Any], predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the table overrides. Raises VocabularyError, or HTTPException (422) for a cell that is not the case's."""
+    words, rows = vocabulary.load(), []
+    known = predictions.set_index("sha256")
+    for cell in asked.cells:
+        if cell.sha256 not in known.index:
+            raise HTTPException(422, f"case {asked.case_id} has no cell '{cell.sha256}'")
+        predicted = known.loc[cell.sha256]
+        said = {name: words.characteristic_value(name, value) for name, value in cell.characteristics.items()}
+        if cell.type is not None:
+            said["type"] = words.type_code(cell.type)
+        for name, value in said.items():
+            was = predicted.get("predicted_type" if name == "type" else f"c_{name}")
+            rows.append({"sha256": cell.sha256, "name": name, "value": value, "was": was})
+    if asked.diagnosis is not None:
+        was = next((a["diagnosis"] for a in reversed(case["answers"]) if a["kind"] == "diagnose"), None)
+        rows.append({"sha256": None, "name": "diagnosis", "value": words.diagnosis_code(asked.diagnosis), "was": was})
+    return rows
+
+
+@app.get("/v1/model")
+async def model(request: Request) -> Response:
+    """What answers: lineage, cards of both models, contracts, limits."""
+    http.allowed(request)
+    reader = request.app.state.desk.reader
+    cards = {
+        "recogniser": reader.card.model_dump(mode="json"),
+        "diagnosis": reader.diagnosis and reader.diagnosis.card.model_dump(mode="json"),
+    }
+    return _json(http.as_json({**reader.lineage, "cards": cards, "limits": http.LIMITS, "intended_use": http.NOTICE}))

@@ -1,0 +1,389 @@
+"""The case store: what was asked, answered, overridden and signed off; written and synced before an answer is given.
+
+Images lie beside the store, in append-only shards incoming/SITE/DAY/SITE-ANSWER-DIGEST.parquet (smearline.dataset.CELLS),
+DAY being the day they arrived. A shard is written before its answer is committed: a crash leaves at worst a shard that no
+answer names, and `purge` removes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+
+from serving.case_tables import ANSWERS, CASES, KEYS, OVERRIDES, SIGNOFFS, opened, stamp, writing
+from smearline import cbc, dataset, sites
+from smearline.errors import DataError
+
+STORE_VARIABLE, HOME_VARIABLE = "SMEARLINE_STORE", "SMEARLINE_HOME"
+
+
+class KeyReused(DataError):
+    """An idempotency key that came with another request before."""
+
+
+class CaseConflict(DataError):
+    """A smear that was sent before as another patient's."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An Idempotency-Key of one token holder, with the digest of the request it came with."""
+
+    holder: str
+    key: str
+    request_digest: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """Whose cells they are; pseudonyms."""
+
+    case_id: str
+    site: str
+    smear: str | None
+    patient: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is kept of an answer beside its cells."""
+
+    answer_id: str
+    kind: str
+    version: str
+    origin: str
+    asked_by: str
+    received_at: datetime
+    acquired_at: datetime | None
+    body: bytes
+    status: str | None = None
+    diagnosis: str | None = None
+
+
+@dataclass(frozen=True)
+class SignedCell:
+    sha256: str
+    type: str
+    overridden: bool
+    characteristics: Mapping[str, str] = field(default_factory=dict)
+    """Those that the reviewer set: what nobody looked at is no label."""
+
+
+@dataclass(frozen=True)
+class SignedCase:
+    """A case as it was at its last sign-off."""
+
+    case_id: str
+    site: str
+    patient: str | None
+    smear: str | None
+    reviewer: str
+    signed_at: datetime
+    diagnosis: str | None
+    """The reviewer's, else the answer's own, which the sign-off confirmed; None where the model abstained."""
+    diagnosis_overridden: bool
+    cells: tuple[SignedCell, ...]
+    counts: pd.DataFrame
+    """Rows of smearline.cbc.COUNTS."""
+    shards: tuple[Path, ...]
+    """Those that are still there."""
+
+
+def case_of(site: str, smear: str) -> str:
+    """The id of a smear's case, from the site's name and the smear's pseudonym."""
+    return hashlib.sha256(f"{site}/{smear}".encode()).hexdigest()[:24]
+
+
+class CaseStore:
+    """Cases, answers, overrides and sign-offs.
+
+    Args:
+        url: SQLAlchemy's; None is $SMEARLINE_STORE, or cases.sqlite in `home`.
+        home: where incoming/ and log/ lie; None is $SMEARLINE_HOME, or .smearline/service here.
+
+    Raises:
+        DataError: the store is of another schema version.
+    """
+
+    def __init__(self, url: str | None = None, home: Path | None = None) -> None:
+        self.home = (home or Path(os.environ.get(HOME_VARIABLE) or ".smearline/service")).absolute()
+        self.home.mkdir(parents=True, exist_ok=True)
+        self._engine = opened(url or os.environ.get(STORE_VARIABLE) or f"sqlite:///{self.home / 'cases.sqlite'}")
+
+    def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    # What the service does
+
+    def stored(self, key: Key) -> bytes | None:
+        """The body that was given for this key before. Raises KeyReused where it came with another request."""
+        with self._engine.connect() as connection:
+            return _stored(connection, key)
+
+    def add(
+        self,
+        case: Case,
+        answer: Answer,
+        cells: pd.DataFrame,
+        images: Sequence[Mapping[str, Any]],
+        counts: pd.DataFrame | None = None,
+        key: Key | None = None,
+    ) -> bytes:
+        """Keep an answer, its cells (recognition.frame_of with `embedding`), images (rows of CELLS) and blood count.
+
+        Returns:
+            The body to give: another's, where the key was served meanwhile.
+
+        Raises:
+            KeyReused: the key came with another request before.
+            CaseConflict: the smear belongs to another patient.
+        """
+        self._keep_images(case, answer, images)
+        received, acquired = stamp(answer.received_at), answer.acquired_at and stamp(answer.acquired_at)
+        times = {"received_at": received, "acquired_at": acquired, "day": (acquired or received)[:10]}
+        tables = {
+            "cells": _parquet(pa.Table.from_pandas(cells, preserve_index=False)),
+            "counts": None
+            if counts is None
+            else _parquet(pa.Table.from_pandas(counts, cbc.COUNTS, preserve_index=False)),
+        }
+        row = {**asdict(answer), **times, **tables, "case_id": case.case_id, "site": case.site}
+
+        def write(connection: sa.Connection) -> None:
+            same = CASES.c.case_id == case.case_id
+            found = connection.execute(sa.select(CASES.c.patient).where(same)).first()
+            if found is None:
+                connection.execute(CASES.insert().values(**asdict(case), created_at=received))
+            elif case.patient and found.patient is None:
+                connection.execute(CASES.update().where(same).values(patient=case.patient))
+            elif case.patient and found.patient != case.patient:
+                raise CaseConflict("this smear was sent before with another patient; correct the one or the other")
+            connection.execute(ANSWERS.insert().values(row))
+
+        return self._once(key, answer.body, write, answer.answer_id)
+
+    def review(
+        self,
+        case_id: str,
+        body: bytes,
+        overrides: Sequence[Mapping[str, Any]] = (),
+        sign_off: Mapping[str, Any] | None = None,
+        key: Key | None = None,
+    ) -> bytes:
+        """Keep overrides (sha256, name, value, was, reviewer, at, comment) and a sign-off (reviewer, at, comment); the body
+        to give as `add`."""
+
+        def write(connection: sa.Connection) -> None:
+            for row in overrides:
+                connection.execute(OVERRIDES.insert().values(case_id=case_id, **row))
+            if sign_off is not None:
+                connection.execute(SIGNOFFS.insert().values(case_id=case_id, **sign_off))
+
+        return self._once(key, body, write, None)
+
+    def _once(
+        self, key: Key | None, body: bytes, write: Callable[[sa.Connection], None], answer_id: str | None
+    ) -> bytes:
+        for attempt in (1, 2, 3):
+            try:
+                with writing(self._engine) as connection:
+                    if key and (before := _stored(connection, key)) is not None:
+                        return before
+                    write(connection)
+                    if key:
+                        kept = {"answer_id": answer_id, "body": None if answer_id else body}
+                        connection.execute(KEYS.insert().values(**asdict(key), **kept))
+                return body
+            except sa.exc.IntegrityError:  # another process made the same case or key first: look again
+                if attempt == 3:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _keep_images(self, case: Case, answer: Answer, images: Sequence[Mapping[str, Any]]) -> None:
+        folder = self.home / "incoming" / case.site / stamp(answer.received_at)[:10]
+        with dataset.CellWriter(folder, f"{case.site}-{answer.answer_id}") as writer:
+            for row in images:
+                writer.add(row)
+        for path in (*folder.glob(f"*-{answer.answer_id}-*.parquet"), folder, folder.parent):
+            if path.exists():
+                _sync(path)
+
+    def case(self, case_id: str) -> dict[str, Any] | None:
+        """A case with its answers (without their tables), overrides and signoffs, oldest first; None: there is none."""
+        found = self._rows(sa.select(CASES).where(CASES.c.case_id == case_id))
+        for table, order in ((ANSWERS, "received_at"), (OVERRIDES, "number"), (SIGNOFFS, "number")):
+            columns = [c for c in table.c if c.name not in ("cells", "counts")]
+            query = sa.select(*columns).where(table.c.case_id == case_id).order_by(order)
+            for row in found:
+                row[table.name] = self._rows(query)
+        return found[0] if found else None
+
+    def predictions(self, case_id: str, until: str = "9") -> pd.DataFrame:
+        """The cells of a case, a row a sha256, as its last answer (received until then) that has it says."""
+        tables = [_table(a["cells"]) for a in self._answers(case_id, until)]
+        if not tables:
+            return pd.DataFrame({"sha256": [], "predicted_type": []})
+        frame = pa.concat_tables(tables, promote_options="default").to_pandas()
+        return frame.drop_duplicates("sha256", keep="last").reset_index(drop=True)
+
+    def _answers(self, case_id: str, until: str) -> list[dict[str, Any]]:
+        query = sa.select(ANSWERS).where(ANSWERS.c.case_id == case_id, ANSWERS.c.received_at <= until)
+        return self._rows(query.order_by(ANSWERS.c.received_at))
+
+    # What the flows do
+
+    def answer(self, answer_id: str) -> dict[str, Any]:
+        """An answer's row with its case: body, version, received_at, site, case_id, smear, patient, ...
+
+        Raises:
+            DataError: there is none of this id.
+        """
+        columns = [c for c in ANSWERS.c if c.name not in ("cells", "counts")]
+        query = sa.select(*columns, CASES.c.smear, CASES.c.patient).join(CASES, ANSWERS.c.case_id == CASES.c.case_id)
+        found = self._rows(query.where(ANSWERS.c.answer_id == answer_id))
+        if not found:
+            raise DataError(f"the case store has no answer '{answer_id}'")
+        return found[0]
+
+    def export_log(self, out: Path | None = None) -> list[Path]:
+        """Write the inference log, OUT/SITE/DAY.parquet (default: log/ in the store's home), a row a recognised cell.
+
+        Only days that gained an answer since are written again; returns their paths.
+        """
+        out, site, day, written = out or self.home / "log", ANSWERS.c.site, ANSWERS.c.day, []
+        last = sa.func.max(ANSWERS.c.received_at).label("last")
+        for group in self._rows(sa.select(site, day, sa.func.count().label("num"), last).group_by(site, day)):
+            path, state = out / group["site"] / f"{group['day']}.parquet", f"{group['num']} {group['last']}".encode()
+            if path.exists() and (pq.read_schema(path).metadata or {}).get(b"smearline.answers") == state:
+                continue
+            query = sa.select(ANSWERS).where(site == group["site"], day == group["day"])
+            logged = [_logged(row) for row in self._rows(query.order_by(ANSWERS.c.received_at))]
+            table = pa.concat_tables(logged, promote_options="default")
+            dataset.write_table(table.replace_schema_metadata({"smearline.answers": state}), path, compression="zstd")
+            written.append(path)
+        return written
+
+    def signed_off(self, not_ingested: bool = True) -> list[SignedCase]:
+        """The cases that a reviewer signed off, each as it was at its last sign-off."""
+        query = sa.select(SIGNOFFS, CASES.c.site, CASES.c.smear, CASES.c.patient)
+        query = query.join(CASES, SIGNOFFS.c.case_id == CASES.c.case_id).order_by(SIGNOFFS.c.number)
+        last = {row["case_id"]: row for row in self._rows(query)}
+        return [self._signed(row) for row in last.values() if not (not_ingested and row["data_version"])]
+
+    def _signed(self, row: Mapping[str, Any]) -> SignedCase:
+        case_id, until = row["case_id"], row["at"]
+        said: dict[str | None, dict[str, str]] = {}
+        query = sa.select(OVERRIDES).where(OVERRIDES.c.case_id == case_id, OVERRIDES.c.at <= until)
+        for override in self._rows(query.order_by(OVERRIDES.c.number)):
+            said.setdefault(override["sha256"], {})[override["name"]] = override["value"]
+        cells = []
+        for cell in self.predictions(case_id, until).itertuples():
+            named = dict(said.get(cell.sha256, {}))
+            final = named.pop("type", cell.predicted_type)
+            cells.append(SignedCell(cell.sha256, final, final != cell.predicted_type, named))
+        answers = self._answers(case_id, until)
+        counts = [_table(a["counts"]) for a in answers if a["counts"]]
+        own = next((a["diagnosis"] for a in reversed(answers) if a["kind"] == "diagnose"), None)
+        final = said.get(None, {}).get("diagnosis", own)
+        return SignedCase(
+            **{name: row[name] for name in ("case_id", "site", "patient", "smear", "reviewer")},
+            signed_at=datetime.fromisoformat(row["at"]),
+            diagnosis=final,
+            diagnosis_overridden=final != own,
+            cells=tuple(cells),
+            counts=(counts[-1] if counts else cbc.COUNTS.empty_table()).to_pandas(),
+            shards=tuple(path for answer in answers for path in self._shards(answer)),
+        )
+
+    def _shards(self, answer: Mapping[str, Any]) -> list[Path]:
+        folder = self.home / "incoming" / answer["site"] / answer["received_at"][:10]
+        return sorted(folder.glob(f"{answer['site']}-{answer['answer_id']}-*.parquet"))
+
+    def mark_ingested(self, case_ids: Sequence[str], data_version: str) -> None:
+        """Say that this version of the data set holds these cases, as they were signed so far."""
+        fresh = SIGNOFFS.c.case_id.in_(list(case_ids)) & SIGNOFFS.c.data_version.is_(None)
+        with writing(self._engine) as connection:
+            connection.execute(SIGNOFFS.update().where(fresh).values(data_version=data_version))
+
+    def review_counts(self, site: str, since: datetime | None = None) -> dict[str, int]:
+        """How much of what a site was answered a reviewer has signed (since then), and how much of that was changed."""
+        signed = [c for c in self.signed_off(not_ingested=False) if c.site == site]
+        signed = [c for c in signed if since is None or c.signed_at >= since.astimezone(UTC)]
+        return {
+            "cells_reviewed": sum(len(c.cells) for c in signed),
+            "cells_overridden": sum(cell.overridden for c in signed for cell in c.cells),
+            "cases_signed_off": len(signed),
+            "diagnoses_overridden": sum(c.diagnosis_overridden for c in signed),
+        }
+
+    def purge(self, now: datetime) -> dict[str, int]:
+        """Delete the images that their site's retention_days no longer allows, but for those that ingest still needs, and
+        shards a day old that no answer names. Returns counts: deleted, bytes, unreferenced, kept_for_ingest."""
+        needed = {path for case in self.signed_off() for path in case.shards}
+        named = {row["answer_id"] for row in self._rows(sa.select(ANSWERS.c.answer_id))}
+        done = dict.fromkeys(("deleted", "bytes", "unreferenced", "kept_for_ingest"), 0)
+        for path in sorted((self.home / "incoming").glob("*/*/*.parquet")):
+            site, day = path.parts[-3:-1]
+            days = sites.load(site).retention_days
+            too_old = days is not None and day < stamp(now - timedelta(days=days))[:10]
+            stray = path.stem.rsplit("-", 2)[-2] not in named and now.timestamp() - path.stat().st_mtime > 86_400
+            if path in needed:
+                done["kept_for_ingest"] += too_old
+            elif too_old or stray:
+                done["deleted"] += 1
+                done["unreferenced"] += stray
+                done["bytes"] += path.stat().st_size
+                path.unlink()
+        return done
+
+
+def _stored(connection: sa.Connection, key: Key) -> bytes | None:
+    query = sa.select(KEYS.c.request_digest, KEYS.c.body, ANSWERS.c.body.label("answer"))
+    query = query.join(ANSWERS, KEYS.c.answer_id == ANSWERS.c.answer_id, isouter=True)
+    row = connection.execute(query.where(KEYS.c.holder == key.holder, KEYS.c.key == key.key)).first()
+    if row is None:
+        return None
+    if row.request_digest != key.request_digest:
+        raise KeyReused(f"the Idempotency-Key '{key.key}' came with another request before; take a new one")
+    return bytes(row.answer if row.body is None else row.body)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def _table(data: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(data))
+
+
+def _logged(row: Mapping[str, Any]) -> pa.Table:
+    """An answer's cells, with what the log says of the answer."""
+    cells = _table(row["cells"])
+    for name in ("case_id", "answer_id", "version", "day", "status", "received_at", "acquired_at"):
+        value, kind = row[name], pa.string()
+        if name.endswith("_at"):
+            value, kind = value and datetime.fromisoformat(value), pa.timestamp("us", tz="UTC")
+        cells = cells.append_column(name, pa.array([value] * len(cells), kind))
+    return cells
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""What stands before every request to /v1: the bearer token, the limits, and errors as problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.cases import CaseConflict, KeyReused
+from smearline import tokens
+from smearline.errors import ImportSourceError, SiteError, SmearlineError, TokenError, VocabularyError
+
+NOTICE = "research use only"
+LIMITS = {"images": 512, "image_bytes": 8_000_000, "request_bytes": 128_000_000, "requests_at_once": 32}
+_STATUS = {
+    KeyReused: 422,
+    CaseConflict: 409,
+    ImportSourceError: 422,
+    SiteError: 422,
+    VocabularyError: 422,
+    TokenError: 401,
+}
+
+
+def problem(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
+    body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail, "intended_use": NOTICE}
+    return JSONResponse(body, status, {**(headers or {})}, media_type="application/problem+json")
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Every error of the app as problem details."""
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _(_: Request, error: StarletteHTTPException) -> Response:
+        return problem(error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_: Request, error: RequestValidationError) -> Response:
+        return problem(422, [{k: e[k] for k in ("loc", "msg")} for e in error.errors()])
+
+    @app.exception_handler(SmearlineError)
+    async def _(_: Request, error: SmearlineError) -> Response:
+        return problem(next((s for kind, s in _STATUS.items() if isinstance(error, kind)), 500), str(error))
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, error: Exception) -> Response:
+        return problem(500, "the service failed; its log says more")
+
+
+class Guard:
+    """ASGI middleware: whose token it is, how many requests are at work, how many bytes a request has.
+
+    Bytes are counted as they arrive, so that no more than the limit is ever held; the holder is in `request.state.holder`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._at_work = app, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if refused := self._refusal(scope, headers):
+            await refused(scope, receive, send)
+            return
+        got = 0
+
+        async def counted() -> Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > LIMITS["request_bytes"]:
+                raise too_large()
+            return message
+
+        self._at_work += 1
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._at_work -= 1
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        kind, _, token = headers.get("authorization", "").strip().partition(" ")
+        try:
+            if kind.casefold() != "bearer" or not token:
+                raise TokenError("a bearer token is needed: Authorization: Bearer ...")
+            scope.setdefault("state", {})["holder"] = tokens.holder(
+                scope["app"].state.desk.store.home / "tokens.yaml", token
+            )
+        except TokenError as error:
+            return problem(401, str(error), {"WWW-Authenticate": "Bearer"})
+        if int(headers.get("content-length") or 0) > LIMITS["request_bytes"]:
+            return problem(413, too_large().detail, {"Connection": "close"})
+        if self._at_work >= LIMITS["requests_at_once"]:
+            return problem(503, f"{self._at_work} requests are at work; come again", {"Retry-After": "2"})
+        return None
+
+
+def too_large() -> HTTPException:
+    return HTTPException(413, f"a request has at most {LIMITS['request_bytes']} bytes", {"Connection": "close"})
+
+
+def allowed(request: Request, *roles: str, site: str | None = None) -> tokens.Holder:
+    """The request's holder, who needs one of the roles, and the site. Raises HTTPException (403)."""
+    holder: tokens.Holder = request.state.holder
+    if roles and not holder.roles & set(roles):
+        raise HTTPException(403, f"'{holder.name}' has no role {' or '.join(roles)}")
+    if site is not None and not holder.at(site):
+        raise HTTPException(403, f"'{holder.name}' may not ask for site '{site}'")
+    return holder
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A multipart request: its texts, its images in order, the attached blood count; names of files are not looked at."""
+
+    texts: dict[str, str]
+    images: list[bytes]
+    cbc: bytes | None
+    digest: str = field(repr=False)
+    """Of all of it, so that a resend is known for one whatever its multipart boundary."""
+
+
+async def multipart(request: Request, *texts: str) -> Parts:
+    """Read the parts `images`, `cbc` and the named texts; HTTPException (400, 413, 415, 422) for anything else."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise HTTPException(415, "send multipart/form-data: the parts " + ", ".join((*texts, "images")))
+    try:
+        form = await request.form(max_files=LIMITS["images"] + 2, max_fields=len(texts) + 1)
+    except StarletteHTTPException as error:
+        if str(error.detail).startswith("Too many files"):
+            raise HTTPException(413, f"a request has at most {LIMITS['images']} images") from error
+        raise
+    read: dict[str, list[bytes]] = {}
+    for name, part in form.multi_items():
+        read.setdefault(name, []).append(await part.read() if isinstance(part, UploadFile) else part.encode())
+    await form.close()
+    if unknown := sorted(set(read) - {*texts, "images", "cbc"}):
+        raise HTTPException(422, f"unknown part '{unknown[0]}'; known: {', '.join((*texts, 'images', 'cbc'))}")
+    images = read.pop("images", [])
+    if len(images) > LIMITS["images"]:
+        raise HTTPException(413, f"{len(images)} images; a request has at most {LIMITS['images']}")
+    for number, image in enumerate(images):
+        if len(image) > LIMITS["image_bytes"]:
+            raise HTTPException(413, f"image {number} has {len(image)} bytes; at most {LIMITS['image_bytes']}")
+    if several := [name for name, values in read.items() if len(values) > 1]:
+        raise HTTPException(422, f"the part '{several[0]}' comes more than once")
+    digest = hashlib.sha256(request.url.path.encode())
+    for name, data in [*sorted((n, v[0]) for n, v in read.items()), *(("images", i) for i in images)]:
+        digest.update(f"\0{name} {len(data)} ".encode() + data)
+    cbc = read.pop("cbc", [None])[0]
+    try:
+        said = {name: values[0].decode() for name, values in read.items()}
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, "a text part is not UTF-8") from error
+    return Parts(said, images, cbc, digest.hexdigest())
+
+
+async def json_body(request: Request) -> tuple[Any, str]:
+    """The body as JSON, and its digest. Raises HTTPException (400, 415)."""
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise HTTPException(415, "send application/json")
+    data = await request.body()
+    return parse_json(data), hashlib.sha256(request.url.path.encode() + b"\0" + data).hexdigest()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Raises HTTPException (400)."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise HTTPException(400, f"this is no JSON: {error}") from error
+
+
+def as_json(body: Any) -> bytes:
+    """Compact JSON; numbers to six places, what is no number as null."""
+    return json.dumps(_plain(body), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,214 @@
+"""What the service says of images and smears: decoded beside the recogniser, answered in the vocabulary's terms."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import simplejpeg
+from numpy.typing import NDArray
+
+from serving.cases import Case
+from smearline import cbc, diagnosis, differential, images, sites, vocabulary
+from smearline.errors import ImageError
+from smearline.recognition import RecognitionModel, frame_of
+from smearline.sites import Site
+
+CHUNK = 64
+"""Images that go to the recogniser together: while it works on some, others are decoded."""
+Recognise = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    row: dict[str, Any]
+    """Of dataset.CELLS."""
+    crop: NDArray[np.uint8]
+    number: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was seen on the images of one request."""
+
+    frame: pd.DataFrame
+    """A row a cell that was recognised: recognition.frame_of, with `embedding` (float32)."""
+    numbers: tuple[int, ...]
+    """Of the images in the request, row by row."""
+    rows: tuple[dict[str, Any], ...]
+    """Rows of dataset.CELLS."""
+    errors: tuple[dict[str, Any], ...]
+
+
+class Reader:
+    """The packaged models, without the recogniser's network, which runs in a process of its own.
+
+    Args:
+        package: as serving.package made it.
+        recognise: crops (B x S x S x 3 uint8) to type probabilities, characteristic probabilities and embedding, one after
+            the other in B x (T + V + E).
+
+    Raises:
+        ModelError: the models do not belong together (diagnosis.check_pair).
+    """
+
+    def __init__(self, package: Path, recognise: Recognise) -> None:
+        self.lineage: dict[str, Any] = json.loads((package / "lineage.json").read_text(encoding="utf-8"))
+        model = RecognitionModel(package / "recogniser", threads=1)
+        self.card, self._embedding_version = model.card, model.embedding_version
+        self.diagnosis = diagnosis.DiagnosisModel(package / "diagnosis") if self.lineage["diagnosis"] else None
+        if self.diagnosis:
+            diagnosis.check_pair(model, self.diagnosis.card)
+        real = [name for name in self.card.sites if sites.load(name).origin == "real"]
+        seen = model.seen[model.seen["site"].isin(real)]
+        self._trained = {"simulated": set(self.card.characteristics)}
+        self._trained["real"] = {
+            name for name in self.card.characteristics if name in seen and seen[name].notna().any()
+        }
+        self._recognise = recognise
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+
+    async def read(self, data: Sequence[bytes], site: Site, case: Case, acquired_at: datetime | None) -> Reading:
+        """Recognise images; one that cannot be used is among the errors and leaves the others alone."""
+        first: dict[str, int] = {}
+        shas = [hashlib.sha256(d).hexdigest() for d in data]
+        for number, sha256 in enumerate(shas):
+            first.setdefault(sha256, number)
+        common = {
+            **{name: getattr(site, name) for name in ("scanner", "stain", "origin", "microns_per_px")},
+            **{name: getattr(case, name) for name in ("site", "smear", "patient")},
+            "acquired_at": acquired_at,
+            "source": "service",
+        }
+
+        def look(number: int) -> _Picture | dict[str, Any]:
+            try:
+                if first[shas[number]] != number:
+                    raise ImageError("duplicate", f"the same bytes as image {first[shas[number]]}")
+                pixels = _decode(data[number])
+                crop = images.crop(pixels, _scale(site), self.card.field_um, self.card.size_px)
+            except ImageError as error:
+                return {"image": number, "reason": error.reason, "detail": error.detail}
+            row = {**common, "sha256": shas[number], "image": images.without_metadata(data[number], pixels)}
+            row |= {
+                "height": pixels.shape[0],
+                "width": pixels.shape[1],
+                "thumbnail": images.thumbnail(pixels).tobytes(),
+            }
+            return _Picture(row, crop, number)
+
+        async def chunk(numbers: range) -> tuple[list[_Picture | dict[str, Any]], pd.DataFrame | None]:
+            seen = await asyncio.gather(*(self._run(look, n) for n in numbers))
+            good = [s for s in seen if isinstance(s, _Picture)]
+            if not good:
+                return seen, None
+            crops = np.stack([s.crop for s in good])
+            outputs = await self._recognise(crops)
+            return seen, await self._run(self._frame, [s.row for s in good], crops, outputs, site)
+
+        starts = range(0, len(data), CHUNK)
+        parts = await asyncio.gather(*(chunk(range(s, min(s + CHUNK, len(data)))) for s in starts))
+        pictures = [s for seen, _ in parts for s in seen if isinstance(s, _Picture)]
+        frames = [frame for _, frame in parts if frame is not None]
+        return Reading(
+            pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"sha256": [], "embedding": []}),
+            tuple(p.number for p in pictures),
+            tuple(p.row for p in pictures),
+            tuple(s for seen, _ in parts for s in seen if isinstance(s, dict)),
+        )
+
+    async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def _frame(
+        self, rows: list[dict[str, Any]], crops: NDArray[np.uint8], outputs: NDArray[np.float32], site: Site
+    ) -> pd.DataFrame:
+        num_types, num_values = len(self.card.types), sum(len(v) for v in self.card.characteristics.values())
+        types, values, embedding = np.split(outputs, [num_types, num_types + num_values], axis=1)
+        assumed = [{**row, "scale_assumed": site.microns_per_px is None} for row in rows]
+        return frame_of(self.card, assumed, types, values, crops).assign(embedding=list(embedding))
+
+    def origin(self, site: Site, with_diagnosis: bool) -> str:
+        """Of an answer: what has one simulated input is simulated."""
+        inputs = {self.card.origin, site.origin}
+        if with_diagnosis and self.diagnosis:
+            inputs.add(self.diagnosis.card.origin)
+        return "simulated" if "simulated" in inputs else "real"
+
+    def cells(self, reading: Reading, site: Site) -> list[dict[str, Any]]:
+        """What is answered of each cell. A characteristic that no real cell taught is not served on real cells."""
+        trained, words, found = self._trained[site.origin], vocabulary.load(), []
+        applies = {t: [n for n, c in words.characteristics.items() if t in c.applies_to] for t in words.types}
+        for number, row in zip(reading.numbers, reading.frame.to_dict("records"), strict=True):
+            kind, characteristics = row["predicted_type"], {}
+            for name in applies[kind]:
+                value = row[f"c_{name}"] if name in trained else None
+                chance = {"value": value, "probability": row[f"p_{name}_{value}"]} if value else "not trained"
+                characteristics[name] = chance
+            cell = {"image": number, "sha256": row["sha256"], "type": kind, "probability": row[f"p_{kind}"]}
+            cell["probabilities"] = {t: row[f"p_{t}"] for t in self.card.types}
+            found.append({**cell, "characteristics": characteristics, "scale_assumed": row["scale_assumed"]})
+        return found
+
+    def smear(self, reading: Reading, counts: pd.DataFrame | None) -> dict[str, Any]:
+        """The differential with its intervals, the diagnosis or its abstention, and what became of the blood count."""
+        found: dict[str, Any] = {"differential": None, "diagnosis": self._no_diagnosis(), "cbc": _told(counts)}
+        if not len(reading.frame):
+            return found
+        embeddings = np.stack(reading.frame["embedding"].to_list()).astype(np.float16)
+        summary = differential.summarise(reading.frame, embeddings).assign(embedding_version=self._embedding_version)
+        row = summary.iloc[0]
+        types = vocabulary.load().differential_types
+        shares = {t: {part: row[f"{part}_{t}"] for part in ("share", "low", "high")} for t in types}
+        found["differential"] = {"num_cells": row["num_cells"], "num_counted": row["num_counted"], "types": shares}
+        if self.diagnosis:
+            said = self.diagnosis.diagnose(summary, counts).iloc[0].to_dict()
+            probabilities = {g: said[f"p_{g}"] for g in self.diagnosis.card.groups}
+            names = ("status", "group", "reasons", "abstained_because", "not_available", "origin")
+            found["diagnosis"] = {**{name: said[name] for name in names}, "probabilities": probabilities}
+        return found
+
+    def _no_diagnosis(self) -> dict[str, Any]:
+        if self.diagnosis:
+            return {"status": "abstained", "group": None, "abstained_because": ["no image could be recognised"]}
+        return {"status": "no diagnosis model", "group": None, "because": self.lineage["diagnosis_absent_because"]}
+
+
+def _scale(site: Site) -> float:
+    scale = site.microns_per_px or site.assumed_microns_per_px
+    assert scale is not None, "Site holds one of the two"
+    return scale
+
+
+def _decode(data: bytes) -> images.UInt8Array:
+    """Decode as import does: a client's picture may later be a data set's. The header is looked at before the pixels, so
+    that a small file cannot ask for a huge picture. Raises ImageError."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        usable = min(height, width) >= images.MIN_SIDE_PX and height * width <= images.MAX_PIXELS
+    except ValueError:
+        usable = False
+    return images.decode(data) if usable else images.check(data)
+
+
+def _told(counts: pd.DataFrame | None) -> dict[str, Any] | None:
+    if counts is None:
+        return None
+    unused, given = cbc.unused(counts), int(counts["parameter"].nunique())
+    missing = {name: why for name, why in unused.items() if name in cbc.analytes()}
+    return {
+        "given": given,
+        "read": given - len(unused),
+        "kept_but_not_read": len(unused) - len(missing),
+        "missing": missing,
+    }

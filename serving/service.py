@@ -1,0 +1,50 @@
+"""The BentoML services: `Smearline` answers over HTTP, `Recogniser` runs the network and batches over requests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import bentoml
+import numpy as np
+
+from serving.api import Desk, app
+from serving.cases import CaseStore
+from smearline.recognition import RecognitionModel
+
+PACKAGE = Path(__file__).resolve().parents[1] / "package"
+_FOREVER = {"max_requests": 2_000_000_000, "max_age": 3e8}
+"""A connection that is renewed while requests are under way fails them (BentoML 1.4.39)."""
+
+
+@bentoml.service(workers=1, traffic={"timeout": 300}, runner_connection=_FOREVER)
+class Recogniser:
+    """Crops to probabilities and embeddings, with ONNX Runtime."""
+
+    def __init__(self) -> None:
+        self._model = RecognitionModel(PACKAGE / "recogniser", threads=os.cpu_count() or 1)
+        size = self._model.card.size_px
+        self.run(np.zeros((1, size, size, 3), np.uint8))  # the first answer is no slower than the others
+
+    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=240_000)
+    def run(self, crops: np.ndarray) -> np.ndarray:
+        """B x S x S x 3 uint8 to B x (T + V + E) float32: one array, since only arrays can be cut apart again."""
+        outputs = self._model.run(crops, "type_probabilities", "characteristic_probabilities", "embedding")
+        return np.concatenate(outputs, axis=1)
+
+
+@bentoml.service(workers=1, traffic={"timeout": 300})
+@bentoml.asgi_app(app, path="/")
+class Smearline:
+    """The public service."""
+
+    recogniser = bentoml.depends(Recogniser)
+
+    def __init__(self) -> None:
+        from serving.reading import (
+            Reader,
+        )  # scikit-learn takes seconds to load, and the other processes need none of it
+
+        # The connection has no methods yet: they come when the service is entered.
+        reader = Reader(PACKAGE, lambda crops: self.recogniser.to_async.run(crops))
+        app.state.desk = Desk(reader, CaseStore())

@@ -1,0 +1,232 @@
+"""Retrain, promote, approve, rollback and trace on a small workspace with real git, DVC, gto and Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny import cell, copied
+
+from flows import audit, registry, smears
+from flows.production import POINTER, rollback
+from flows.promote import approve, promote
+from flows.retrain import retrain
+from flows.workspace import DvcLocked, FlowError, Workspace
+from smearline import dataset, tokens
+from smearline.errors import TokenError
+
+pytest_plugins = ["tiny_fixtures"]
+
+
+def run(flow, space: Workspace, *given: str):
+    return flow(str(space.folder), *given, return_state=True)
+
+
+def more_data(space: Workspace, seed: int = 5000) -> None:
+    with dataset.CellWriter(space.folder / "data/cells", "lab") as writer:
+        writer.add(cell(seed, "lab", "new", "new"))
+    space.run("dvc", "add", "-q", "data/cells")
+    space.commit("more data", "data/cells.dvc")
+
+
+def says(space: Workspace, version: str, wrong: float = 0.0) -> None:
+    """What the package of a version names on the frozen smears: all rightly, but a share `wrong` of them."""
+    with contextlib.chdir(space.folder):
+        cells = smears.frozen(Path("data"))
+    named = [t if i % 20 >= 20 * wrong else "PLASMA" for i, t in enumerate(cells["true_type"])]
+    package = registry.find(space, version).package
+    out = space.folder / ".smearline/gate" / f"{package}-{smears.digest(cells)[:12]}.parquet"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"sha256": cells["sha256"], "predicted_type": named}).to_parquet(out)
+    bento = space.folder / ".smearline/bentoml/bentos/smearline" / package / "bento.yaml"
+    bento.parent.mkdir(parents=True, exist_ok=True)
+    bento.touch()
+
+
+def serving(space: Workspace) -> str:
+    """The version that the pointer names."""
+    found = registry.of_package(space, (space.folder / POINTER).read_text().strip())
+    assert found is not None
+    return found.name
+
+
+@pytest.fixture(scope="session")
+def promoted(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """v1 in production, and v2 after it; with the token that approved them."""
+    folder = tmp_path_factory.mktemp("promoted")
+    with pytest.MonkeyPatch.context() as patch:
+        space = copied(made, folder, patch)
+        token = tokens.create(space.service / "tokens.yaml", "haematologist", ["review", "approve"])
+        patch.setenv("SMEARLINE_TOKEN", token)
+        for version in ("v1", "v2"):
+            if version == "v2":
+                more_data(space)
+                assert run(retrain, space).is_completed()
+            says(space, version)
+            assert run(promote, space).name == "AwaitingApproval"
+            approve(space, version, "looked at every error")
+            assert run(promote, space).name == "Completed"
+    return folder, token
+
+
+@pytest.fixture
+def second(promoted: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    space = copied(promoted[0], tmp_path, monkeypatch)
+    monkeypatch.setenv("SMEARLINE_TOKEN", promoted[1])
+    return space
+
+
+def test_retrain_ends_in_a_candidate_that_is_tagged_pushed_and_logged(space: Workspace):
+    (version,) = registry.versions(space)
+    (tag,) = registry.tags(space)
+    lineage = json.loads((space.folder / "package/lineage.json").read_text())
+    assert (version.name, version.package) == ("v1.0.0", lineage["version"])
+    assert version.commit == space.git("rev-parse", "HEAD")
+    assert tag.said == {"package": lineage["version"], "audit": audit.head(space.folder)}
+    assert [(e["what"], e["version"]) for e in audit.entries(space.folder)] == [("candidate", "v1.0.0")]
+    assert space.git("status", "--porcelain") == ""
+    assert any((space.folder.parent / "remote/files").rglob("*.dir"))
+    assert not (space.folder / POINTER).exists()
+
+
+def test_retrain_with_nothing_new_says_so_and_new_data_make_the_next_candidate(space: Workspace):
+    assert run(retrain, space).name == "NothingNew"
+    more_data(space)
+    assert run(retrain, space).name == "Completed"
+    assert [v.name for v in registry.versions(space)] == ["v1.0.0", "v2.0.0"]
+    assert len({v.package for v in registry.versions(space)}) == 2
+
+
+def test_a_retrain_that_was_killed_before_its_tag_makes_the_same_candidate(space: Workspace):
+    space.git("tag", "-d", "smearline@v1.0.0")
+    assert run(retrain, space).is_completed()
+    assert [v.name for v in registry.versions(space)] == ["v1.0.0"]
+    assert len(audit.entries(space.folder, "candidate")) == 1
+
+
+def test_a_stage_that_fails_stops_those_after_it(space: Workspace):
+    script = space.folder / "package.py"
+    script.write_text("raise SystemExit('no more disk')")
+    assert "uncommitted changes in package.py" in run(retrain, space).message
+    space.commit("broken", "package.py")
+    state = run(retrain, space)
+    assert state.is_failed()
+    assert "no more disk" in state.message
+    assert len(registry.versions(space)) == 1
+
+
+def test_data_that_are_no_version_are_not_trained_on(space: Workspace):
+    with dataset.CellWriter(space.folder / "data/cells", "lab") as writer:
+        writer.add(cell(5000, "lab", None, None))
+    assert "no version yet: data/cells" in run(retrain, space).message
+
+
+def test_a_second_run_is_cancelled_and_names_the_first(space: Workspace):
+    with space.lock("ingest"):
+        state = run(retrain, space)
+    assert state.is_cancelled()
+    assert "'ingest'" in state.message
+
+
+def test_dvcs_own_lock_is_told_apart(space: Workspace):
+    from dvc.repo import Repo
+
+    with Repo(str(space.folder)) as repo, repo.lock, pytest.raises(DvcLocked):
+        space.run("dvc", "repro", "--single-item", "list")
+
+
+def test_nothing_is_promoted_without_an_approval(space: Workspace, token: str, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FlowError, match="no gate has compared"):
+        approve(space, "v1", "trust me")
+    says(space, "v1")
+    state = run(promote, space)
+    assert state.name == "AwaitingApproval"
+    assert "approve v1.0.0" in state.message
+    assert not (space.folder / POINTER).exists()
+
+    monkeypatch.setenv("SMEARLINE_TOKEN", tokens.create(space.service / "tokens.yaml", "scanner", ["recognise"]))
+    with pytest.raises(TokenError, match="not approve"):
+        approve(space, "v1", "looks good")
+    monkeypatch.delenv("SMEARLINE_TOKEN")
+    with pytest.raises(TokenError, match="SMEARLINE_TOKEN"):
+        approve(space, "v1", "looks good")
+    monkeypatch.setenv("SMEARLINE_TOKEN", token)
+    with pytest.raises(FlowError, match="reason"):
+        approve(space, "v1", " ")
+    assert run(promote, space).name == "AwaitingApproval"
+
+    assert approve(space, "v1", "looked at every error") == "haematologist"
+    assert run(promote, space).name == "Completed"
+    assert serving(space) == "v1.0.0"
+    (told,) = audit.entries(space.folder, "promote")
+    assert (told["approved_by"], told["reason"]) == ("haematologist", "looked at every error")
+    (tag,) = [t for t in registry.tags(space) if "#" in t.name]
+    assert (tag.name, tag.said["audit"]) == ("smearline#production#1", audit.head(space.folder))
+    assert run(promote, space).name == "NothingNew"
+    assert len(audit.entries(space.folder, "gate")) == 1
+    assert space.git("status", "--porcelain") == ""
+
+
+def test_a_worse_challenger_is_refused_and_cannot_be_approved(second: Workspace):
+    more_data(second, 6000)
+    run(retrain, second)
+    says(second, "v3", wrong=0.1)
+    state = run(promote, second)
+    assert (state.name, state.is_failed()) == ("Refused", True)
+    result = json.loads((second.folder / "gate/v3.0.0.json").read_text())
+    assert not result["passed"]
+    assert "lab.accuracy" in [c["metric"] for c in result["checks"] if not c["passed"]]
+    with pytest.raises(FlowError, match="cannot be approved"):
+        approve(second, "v3", "please")
+    path = second.folder / "gate/v3.0.0.json"
+    path.write_text(path.read_text().replace("false", "true"))
+    with pytest.raises(FlowError, match="not what the gate wrote"):
+        approve(second, "v3", "please")
+    assert run(promote, second).name == "NothingNew"  # it was refused before
+    assert serving(second) == "v2.0.0"
+
+
+def test_a_new_label_of_a_frozen_cell_needs_a_new_approval(space: Workspace, token: str):
+    says(space, "v1")
+    run(promote, space)
+    approve(space, "v1", "looked")
+    path = dataset.labels_path(space.folder / "data", "lab")
+    table = pd.read_parquet(path)
+    table.loc[0, "value"] = "EOS"
+    table.to_parquet(path)
+    says(space, "v1")
+    assert run(promote, space).name == "AwaitingApproval"
+
+
+def test_rollback_needs_neither_remote_nor_cache_and_holds(second: Workspace):
+    shutil.rmtree(second.folder.parent / "remote")
+    shutil.rmtree(second.folder / ".dvc/cache")
+    assert "reason" in run(rollback, second).message
+    with second.lock("retrain"):  # nobody waits for hours of training to go back
+        state = run(rollback, second, "misses blasts")
+    assert state.is_completed(), state.message
+    assert serving(second) == "v1.0.0"
+    told = audit.entries(second.folder)[-1]
+    assert (told["what"], told["who"], told["back_from"]) == ("rollback", "haematologist", "v2.0.0")
+    assert "no version was in production before" in run(rollback, second, "again").message
+    # The approval that v2 had does not bring it back by itself.
+    assert run(promote, second).name == "AwaitingApproval"
+    assert audit.problems(second.folder, [t.said["audit"] for t in registry.tags(second)]) == []
+
+
+def test_rollback_without_a_token_or_a_bento_is_refused(second: Workspace, monkeypatch: pytest.MonkeyPatch):
+    shutil.rmtree(second.folder / ".smearline/bentoml/bentos/smearline" / registry.find(second, "v1").package)
+    assert "has no bento" in run(rollback, second, "misses blasts").message
+    monkeypatch.delenv("SMEARLINE_TOKEN")
+    assert "SMEARLINE_TOKEN" in run(rollback, second, "misses blasts").message
+    assert serving(second) == "v2.0.0"
+
+
+def test_a_switch_that_was_cut_off_is_finished(second: Workspace):
+    (second.folder / POINTER).write_text(registry.find(second, "v1").package)
+    run(promote, second)
+    assert serving(second) == "v2.0.0"

@@ -1,0 +1,136 @@
+"""The gate says no where it must: worse, incomplete, worse at one site, blind to blasts, or trained on the frozen smears."""
+
+from __future__ import annotations
+
+import random
+
+import pandas as pd
+import pytest
+
+from flows import gate
+
+TYPES = ("BLAST", "LYMPH", "MONO", "EOS")
+
+
+@pytest.fixture
+def cells() -> pd.DataFrame:
+    """Two sites of ten patients with forty cells each; a quarter are blasts."""
+    rows = [
+        {"sha256": f"{site}{p}.{i}", "site": site, "patient": f"{site}{p}", "true_type": TYPES[i % 4]}
+        for site in ("north", "south")
+        for p in range(10)
+        for i in range(40)
+    ]
+    return pd.DataFrame(rows)
+
+
+def model(cells: pd.DataFrame, wrong: float, of_site: str = "", of_type: str = "", more: float = 0.0) -> dict[str, str]:
+    """Names every cell rightly but a share `wrong`; and a further share `more` of a site or a type."""
+    named = {}
+    for number, row in enumerate(cells.itertuples()):
+        share = wrong + (more if of_site == row.site or of_type == row.true_type else 0.0)
+        named[row.sha256] = "PLASMA" if random.Random(number).random() < share else row.true_type
+    return named
+
+
+def judged(cells: pd.DataFrame, challenger: dict[str, str], champion: dict[str, str] | None) -> dict[str, gate.Check]:
+    return {c.metric: c for c in gate.compare(cells, challenger, champion, margin=0.03, seed=7)}
+
+
+def refused(found: dict[str, gate.Check]) -> list[str]:
+    return [metric for metric, check in found.items() if not check.passed]
+
+
+def test_an_equal_challenger_passes(cells: pd.DataFrame):
+    found = judged(cells, model(cells, 0.1), model(cells, 0.1))
+    assert list(found) == ["accuracy", "north.accuracy", "south.accuracy", "blast_sensitivity"]
+    assert refused(found) == []
+    assert gate.verdict(found.values(), champion={})["passed"]
+
+
+def test_a_better_challenger_passes(cells: pd.DataFrame):
+    assert refused(judged(cells, model(cells, 0.05), model(cells, 0.15))) == []
+
+
+def test_a_worse_challenger_is_refused(cells: pd.DataFrame):
+    found = judged(cells, model(cells, 0.2), model(cells, 0.1))
+    assert "accuracy" in refused(found)
+    assert not gate.verdict(found.values(), champion={})["passed"]
+    assert found["accuracy"].says.startswith("worse")
+
+
+def test_better_over_all_but_worse_at_one_site_is_refused(cells: pd.DataFrame):
+    found = judged(cells, model(cells, 0.0, of_site="south", more=0.2), model(cells, 0.15))
+    assert found["accuracy"].challenger > found["accuracy"].champion
+    assert "south.accuracy" in refused(found)
+    assert "north.accuracy" not in refused(found)
+
+
+def test_fewer_blasts_found_is_refused_though_the_rest_is_better(cells: pd.DataFrame):
+    found = judged(cells, model(cells, 0.0, of_type="BLAST", more=0.1), model(cells, 0.1, of_type="BLAST", more=-0.1))
+    assert found["accuracy"].challenger > found["accuracy"].champion
+    assert refused(found) == ["blast_sensitivity"]
+
+
+def test_a_missing_metric_is_refused(cells: pd.DataFrame):
+    champion = model(cells, 0.1)
+    of_one_site = {s: t for s, t in champion.items() if s.startswith("north")}
+    found = judged(cells, of_one_site, champion)
+    assert {"accuracy", "south.accuracy", "blast_sensitivity"} == set(refused(found))
+    assert found["south.accuracy"].challenger is None
+    no_blasts = cells[cells["true_type"] != "BLAST"]
+    assert refused(judged(no_blasts, champion, champion)) == ["blast_sensitivity"]
+    assert refused(judged(no_blasts, champion, None)) == ["blast_sensitivity"]
+    assert not gate.verdict([], champion=None)["passed"]
+
+
+def test_the_first_has_nothing_to_be_compared_with(cells: pd.DataFrame):
+    found = judged(cells, model(cells, 0.5), None)
+    assert refused(found) == []
+    assert gate.verdict(found.values(), champion=None)["says"] == "passed: no champion, nothing to compare"
+
+
+def test_few_cells_prove_nothing_though_nothing_differs(cells: pd.DataFrame):
+    few = cells.groupby("site").head(12)
+    found = judged(few, model(few, 0.0), model(few, 0.0))
+    assert found["blast_sensitivity"].says.startswith("too few cells")
+
+
+def test_patients_are_resampled_and_not_cells(cells: pd.DataFrame):
+    """One patient's forty cells all lost are less certain than forty cells lost among all patients."""
+    champion = model(cells, 0.0)
+    of_one = {s: "PLASMA" if s.startswith("north0.") else t for s, t in champion.items()}
+    spread = {s: "PLASMA" if s.endswith((".7", ".11")) else t for s, t in champion.items()}
+    one, many = judged(cells, of_one, champion)["accuracy"], judged(cells, spread, champion)["accuracy"]
+    assert one.challenger == many.challenger
+    assert one.low < many.low - 0.03
+
+
+def test_a_parent_label_is_met_by_its_children():
+    frame = pd.DataFrame({"sha256": ["a"], "site": ["s"], "patient": ["p"], "true_type": ["NEUT"]})
+    assert judged(frame, {"a": "NEUT_BAND"}, None)["accuracy"].challenger == 1
+
+
+def test_a_challenger_that_was_trained_on_a_frozen_patient_is_refused(cells: pd.DataFrame):
+    seen = pd.DataFrame({"sha256": ["x"], "site": ["north"], "patient": ["north3"]})
+    assert not gate.seen_in_training(cells, seen).passed
+    assert gate.seen_in_training(cells, seen.assign(site="south")).passed
+    assert gate.seen_in_training(cells, seen.assign(patient=None)).passed
+    assert not gate.seen_in_training(
+        cells, pd.DataFrame({"sha256": ["south1.3"], "site": ["x"], "patient": [None]})
+    ).passed
+
+
+def test_a_challenger_without_the_champions_diagnosis_is_refused():
+    champion = {"diagnosis/auc": 0.9, "diagnosis/auc_low": 0.8}
+    passed = {
+        n: all(c.passed for c in gate.diagnosis(m, champion))
+        for n, m in {
+            "better": {"diagnosis/auc": 0.95},
+            "within": {"diagnosis/auc": 0.82},
+            "worse": {"diagnosis/auc": 0.75},
+            "missing": {},
+        }.items()
+    }
+    assert passed == {"better": True, "within": True, "worse": False, "missing": False}
+    assert gate.diagnosis({}, {}) == []

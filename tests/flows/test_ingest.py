@@ -1,0 +1,150 @@
+"""Ingest takes each thing in once, whenever it was cut off before."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import picture, put
+from tiny import cell
+
+from flows import audit, ingest
+from flows.workspace import Workspace
+from serving.cases import Answer, Case, CaseStore, case_of
+from smearline import cbc, dataset
+
+pytest_plugins = ["tiny_fixtures"]
+
+NOW = datetime.now(UTC)
+KNOWN = f"{1:064x}"
+"""A cell of the workspace's data set, labelled LYMPH there."""
+
+
+def signed(space: Workspace, overrides: dict[str, str], smear: str = "s-new", at: datetime = NOW) -> None:
+    """A case of three cells, two of them new, that the service named MONO; a reviewer changes some and signs off."""
+    store = CaseStore(home=space.service)
+    rows = [cell(1, "lab", "lab-p1", "lab-s1"), *(cell(7000 + i, "lab", "p-new", smear) for i in range(2))]
+    blood = {"site": "lab", "patient": "p-new", "smear": smear, "parameter": "WBC", "value": 4.2, "raw": "4.2"}
+    counts = pa.Table.from_pylist([blood], schema=cbc.COUNTS).to_pandas()
+    case = Case(case_of("lab", smear), "lab", smear, "p-new")
+    if store.case(case.case_id) is None:
+        said = pd.DataFrame({"sha256": [r["sha256"] for r in rows], "predicted_type": "MONO"})
+        answer = Answer("a" * 24, "diagnose", "0123", "real", "scanner", at, None, b"{}", "diagnosed", "AML")
+        store.add(case, answer, said, rows, counts)
+    changes = [
+        {
+            "sha256": s,
+            "name": "type",
+            "value": v,
+            "was": "MONO",
+            "reviewer": "dr",
+            "at": at.isoformat(),
+            "comment": None,
+        }
+        for s, v in overrides.items()
+    ]
+    at_last = at + timedelta(seconds=1)
+    store.review(case.case_id, b"{}", changes, {"reviewer": "dr", "at": at_last.isoformat(), "comment": None})
+
+
+def run(space: Workspace):
+    return ingest.ingest(str(space.folder), return_state=True)
+
+
+def contents(space: Workspace) -> tuple[int, int, int]:
+    """Images, labels, blood counts."""
+    data = space.folder / "data"
+    counts = dataset.read_tables(data, "cbc/*.parquet", cbc.COUNTS)
+    return len(dataset.index(data, ["sha256"])), len(dataset.read_labels(data)), len(counts)
+
+
+def test_nothing_signed_off_and_no_file_is_nothing_new(space: Workspace):
+    before = space.git("rev-parse", "HEAD")
+    assert run(space).name == "NothingNew"
+    assert space.git("rev-parse", "HEAD") == before
+
+
+def test_a_signed_case_becomes_images_labels_diagnosis_and_counts(space: Workspace):
+    images, labels, _ = contents(space)
+    signed(space, {f"{7000:064x}": "BLAST"})
+    state = run(space)
+    assert state.is_completed(), state.message
+    assert contents(space) == (images + 2, labels + 3, 1)
+    found = dataset.read_labels(space.folder / "data").query("source == 'review'").set_index("sha256")
+    assert found["value"].to_dict() == {KNOWN: "MONO", f"{7000:064x}": "BLAST", f"{7001:064x}": "MONO"}
+    assert set(found["labelled_by"]) == {"dr"}
+    assert found["conflicted"].to_dict()[KNOWN]  # the source called it LYMPH
+    patients = pd.read_parquet(space.folder / "data/labels/patients-lab.parquet")
+    assert patients[["patient", "smear", "diagnosis"]].to_numpy().tolist() == [["p-new", "s-new", "AML"]]
+    assert space.git("status", "--porcelain") == ""
+    told = audit.entries(space.folder, "ingest")[-1]
+    assert told["counts"]["images_added"] == 2
+    assert told["data"]["cells"] in (space.folder / "data/cells.dvc").read_text()
+    assert CaseStore(home=space.service).signed_off() == []
+    assert run(space).name == "NothingNew"
+
+
+@pytest.mark.parametrize(
+    "cut", [(ingest.Workspace, "run"), (audit, "append"), (ingest.Workspace, "commit"), (CaseStore, "mark_ingested")]
+)
+def test_cut_off_anywhere_and_run_again_nothing_stands_twice(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch, cut: tuple[object, str]
+):
+    images, labels, _ = contents(space)
+    signed(space, {f"{7000:064x}": "BLAST"})
+    with monkeypatch.context() as patch:
+        patch.setattr(*cut, lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
+        assert run(space).is_failed()
+    assert run(space).is_completed()
+    assert contents(space) == (images + 2, labels + 3, 1)
+    assert len(audit.entries(space.folder, "ingest")) == 1
+    assert space.git("status", "--porcelain") == ""
+
+
+def test_a_case_signed_again_replaces_what_its_reviewer_said(space: Workspace):
+    signed(space, {f"{7000:064x}": "BLAST"})
+    run(space)
+    _, labels, _ = contents(space)
+    signed(space, {f"{7000:064x}": "PROMYELO"}, at=NOW + timedelta(minutes=1))
+    assert run(space).is_completed()
+    assert contents(space)[1] == labels
+    found = dataset.read_labels(space.folder / "data").query("source == 'review'").set_index("sha256")["value"]
+    assert found[f"{7000:064x}"] == "PROMYELO"
+
+
+def test_new_files_are_imported_once_and_a_bad_folder_does_not_stop_the_others(space: Workspace):
+    images, labels, _ = contents(space)
+    for number in range(3):
+        put(space.folder / f"inbox/lab/BLAST/{number}.jpg", picture(9000 + number))
+    put(space.folder / "inbox/second/no_such_class/1.jpg", picture(9100))
+    state = run(space)
+    assert state.is_failed()
+    assert "no_such_class" in state.message
+    assert contents(space)[:2] == (images + 3, labels + 3)
+    assert "no_such_class" in run(space).message
+    (space.folder / "inbox/second/no_such_class").rename(space.folder / "inbox/second/EOS")
+    assert run(space).is_completed()
+    assert contents(space)[:2] == (images + 4, labels + 4)
+    assert run(space).name == "NothingNew"
+    assert space.git("status", "--porcelain") == ""
+
+
+def test_images_that_retention_took_away_are_counted_and_not_labelled(space: Workspace):
+    signed(space, {})
+    for shard in (space.service / "incoming").rglob("*.parquet"):
+        shard.unlink()
+    _, labels, _ = contents(space)
+    assert run(space).is_completed()
+    assert contents(space)[1] == labels + 1  # of the cell that is in the data set
+    assert audit.entries(space.folder, "ingest")[-1]["counts"]["images_gone"] == 2
+
+
+def test_the_folder_of_files_is_told_by_names_sizes_and_times(tmp_path: Path):
+    assert ingest.contents(tmp_path) == ""
+    put(tmp_path / "a/1.jpg", b"x")
+    first = ingest.contents(tmp_path)
+    put(tmp_path / "a/1.jpg", b"xy")
+    assert ingest.contents(tmp_path) != first

@@ -1,0 +1,106 @@
+"""The flow monitor: cases that the service answered in, a verdict, its pages, a line in the audit log out; and `trace`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows import audit
+from flows.monitor import monitor
+from flows.trace import MISSING, shown, trace
+from flows.workspace import Workspace
+from monitoring import reference
+from serving.cases import Answer, Case, CaseStore, case_of
+from smearline import staining, vocabulary
+from smearline.errors import DataError
+
+pytest_plugins = ["tiny_fixtures"]
+START = datetime(2026, 3, 2, 8, tzinfo=UTC)
+
+
+def cells(smear: int, number: int = 40, paler: float = 0.0) -> pd.DataFrame:
+    """What a recogniser says of the cells of a smear, its staining `paler` than usual."""
+    random = np.random.default_rng(smear)
+    types = list(vocabulary.load().types)
+    named = [types[i % 5] for i in range(number)]
+    frame = pd.DataFrame({"sha256": [f"{smear * 1000 + i:064x}" for i in range(number)], "site": "lab"})
+    frame = frame.assign(patient=f"p{smear}", smear=f"s{smear}", predicted_type=named, scale_assumed=False)
+    frame = frame.assign(**{f"p_{t}": [0.9 if t == n else 0.1 / (len(types) - 1) for n in named] for t in types})
+    usual = random.normal(1.0, 0.02)
+    colours = {name: usual - paler + random.normal(0, 0.05, number) for name in staining.FEATURES}
+    return frame.assign(**colours, embedding=list(random.normal(0, 1, (number, 8)).astype("float32")))
+
+
+def serve(space: Workspace, smears: range, day: int, paler: float = 0.0) -> None:
+    store = CaseStore(home=space.service)
+    for smear in smears:
+        at = START + timedelta(days=day, minutes=smear)
+        case = Case(case_of("lab", f"s{smear}"), "lab", f"s{smear}", f"p{smear}")
+        answer = Answer(f"{smear:024d}", "recognise", package(space), "real", "scanner", at, at, b"{}")
+        said = cells(smear, paler=paler).assign(embedding_version="e1")
+        store.add(case, answer, said, [])
+
+
+def package(space: Workspace) -> str:
+    return str(json.loads((space.folder / "package/lineage.json").read_text())["version"])
+
+
+@pytest.fixture
+def watched(space: Workspace) -> Workspace:
+    """The workspace with a reference of thirty smears."""
+    frames = [cells(s).assign(split="test", acquired_at=START - timedelta(days=s)) for s in range(100, 130)]
+    about = {"version": package(space), "embedding_version": "e1", "origin": "real"}
+    reference.refer(pd.concat(frames), **about).save(space.folder / "reference")
+    return space
+
+
+def run(space: Workspace):
+    return monitor(str(space.folder), return_state=True)
+
+
+def test_nothing_served_is_nothing_new(space: Workspace):
+    assert run(space).name == "NothingNew"
+
+
+def test_a_site_is_judged_once_and_again_when_its_stain_changes(watched: Workspace):
+    serve(watched, range(12), day=0)
+    state = run(watched)
+    assert state.is_completed(), state.message
+    (first,) = audit.entries(watched.folder, "verdict")
+    assert (first["site"], first["verdict"], first["day"]) == ("lab", "accept", "2026-03-02")
+    assert (watched.folder / first["page"]).is_file()
+    assert run(watched).name == "NothingNew"
+    assert watched.git("status", "--porcelain", "--", "audit.jsonl") == ""
+
+    serve(watched, range(12, 24), day=20, paler=0.4)
+    assert "staining" in run(watched).message
+    second = audit.entries(watched.folder, "verdict")[-1]
+    assert second["verdict"] not in ("accept", "cannot be judged")
+
+    told = trace(watched.folder, f"{13:024d}")
+    assert told["verdict_of_that_day"]["verdict"] == second["verdict"]
+    assert (told["version"], told["audit_log"]) == ("v1.0.0", "whole")
+    assert told["metrics"]["accuracy"] == audit.entries(watched.folder, "candidate")[0]["metrics"]["accuracy"]
+    assert (told["gate"], told["approvals"], told["production"]) == (MISSING, MISSING, MISSING)
+    assert trace(watched.folder, f"{3:024d}")["verdict_of_that_day"]["verdict"] == "accept"
+    text = shown(told)
+    assert second["sentence"] in text
+    assert "approvals                missing" in text
+
+
+def test_without_a_reference_it_fails_and_says_what_to_do(space: Workspace):
+    serve(space, range(12), day=0)
+    state = run(space)
+    assert state.is_failed()
+    assert "no reference" in state.message
+    assert audit.entries(space.folder, "verdict") == []
+
+
+def test_an_answer_that_nobody_gave_cannot_be_traced(space: Workspace, tmp_path: Path):
+    with pytest.raises(DataError, match="no answer 'abc'"):
+        trace(space.folder, "abc")
