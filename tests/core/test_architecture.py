@@ -94,3 +94,16 @@ def test_every_stage_of_the_pipeline_depends_on_files_that_exist():
     for name, stage in stages.items():
         for dependency in stage["deps"]:
             assert dependency in made or (CHECKOUT / dependency).exists(), f"{name}: {dependency}"
+
+
+def test_git_ignores_what_dvc_keeps_and_nothing_else_that_a_stage_makes():
+    import subprocess
+
+    import yaml
+
+    stages = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for stage in stages.values():
+        for out in [o for kind in ("outs", "metrics", "plots") for o in stage.get(kind, [])]:
+            path, options = (out, {}) if isinstance(out, str) else next(iter(out.items()))
+            ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=CHECKOUT).returncode == 0
+            assert ignored == options.get("cache", True), path
