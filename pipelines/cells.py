@@ -14,9 +14,6 @@ OVERLAY = Path("tune/overlay.yaml")
 MODEL = Path("models/recogniser")
 WEIGHTS = Path("models/recogniser.safetensors")
 EVALUATION = Path("evaluation")
-DIFFERENTIALS = Path("differentials.parquet")
-PREDICTIONS = Path("predictions.parquet")
-DIAGNOSIS = Path("models/diagnosis")
 
 
 def in_force() -> settings.Settings:

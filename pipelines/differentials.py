@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines.cells import DIFFERENTIALS, MODEL, PREDICTIONS, SPLITS, in_force
+from pipelines.cells import MODEL, SPLITS, in_force
+from pipelines.patients import DIFFERENTIALS, PREDICTIONS
 from smearline import dataset
 from smearline.differential import differential
 from smearline.recognition import RecognitionModel, recognise

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.cells import DIAGNOSIS, EVALUATION, PREDICTIONS, in_force
-from pipelines.patients import diagnosed
+from pipelines.cells import EVALUATION, in_force
+from pipelines.patients import DIAGNOSIS, PREDICTIONS, diagnosed
 from smearline import diagnosis, diagnosis_evaluation, staining
 from smearline.diagnosis import DiagnosisModel
 

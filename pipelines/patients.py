@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
-from pipelines.cells import DIFFERENTIALS, MODEL, SPLITS
+from pipelines.cells import MODEL, SPLITS
 from smearline import cbc, dataset, diagnosis, settings, vocabulary
 from smearline.recognition import RecognitionModel
 
+DIFFERENTIALS = Path("differentials.parquet")
+PREDICTIONS = Path("predictions.parquet")
+DIAGNOSIS = Path("models/diagnosis")
 EMPTY = "no smear of this data set has a patient whose diagnosis is known"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from pipelines.cells import DIAGNOSIS, MODEL, in_force
-from pipelines.patients import EMPTY, diagnosed
+from pipelines.cells import MODEL, in_force
+from pipelines.patients import DIAGNOSIS, EMPTY, diagnosed
 from smearline import diagnosis
 from smearline.recognition import RecognitionModel
 
