@@ -121,7 +121,8 @@ def render(results: Path = RESULTS) -> str:
     where = real["provenance"]
     parts = [
         f"Made by `{where['command']}` on {where['date']}, commit `{where['commit'][:12]}`, data `{where['data_digest'][:12]}`, "
-        f"{where['machine']}, {real['run']['total_seconds'] / 60:.0f} minutes. {real['imported']['cells']:,} images imported, "
+        f"{where['machine']}; the stages took "
+        f"{sum(real['run']['seconds'].values()) / 60:.0f} minutes. {real['imported']['cells']:,} images imported, "
         f"{sum(sum(r.values()) for r in real['quarantined'].values())} quarantined. "
         "Intervals are 95 %, by patient where patients are known.",
         _table(

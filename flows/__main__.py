@@ -2,147 +2,101 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from smearline.errors import SmearlineError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-Folder = Annotated[Path, typer.Option("--workspace", help="The workspace: a git clone with data of its own.")]
-Reason = Annotated[str, typer.Option("--reason", help="Kept in the audit log.")]
-HERE = Path()
-
-
 SERVER = "http://127.0.0.1:4200/api"
 """Where `prefect server start` answers; PREFECT_API_URL names another place."""
+REASON = ("--reason", {"required": True, "help": "kept in the audit log"})
+COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, dict[str, Any]], ...]]] = {
+    "ingest": ("ingest", "signed-off cases, and new files in inbox/SITE, become a version of the data", ()),
+    "retrain": ("retrain", "redo what changed, a task a stage; ends in a candidate", ()),
+    "monitor": ("monitor", "a verdict for each site that was served", (("site", {"nargs": "?"}),)),
+    "promote": ("promote", "the gate, and the switch where a person approved", (("version", {"nargs": "?"}),)),
+    "approve": (
+        "promote",
+        "approve what passed the gate, as the holder of $SMEARLINE_TOKEN",
+        (("version", {}), REASON),
+    ),
+    "rollback": ("production", "back to the version before, as the holder of $SMEARLINE_TOKEN", (REASON,)),
+    "trace": (
+        "trace",
+        "what stands behind an answer",
+        (("answer_id", {}), ("--json", {"action": "store_true", "dest": "as_json"})),
+    ),
+    "serve": (
+        "serve",
+        "run the flows at the times in prefect.yaml; needs prefect server start",
+        (("--pages-port", {"type": int, "default": 4280, "help": "of the reports; 0: any"}),),
+    ),
+}
+"""Command to (module, help, arguments)."""
 
 
-def _prepare(workspace: Path, needs_server: bool = False) -> Path:
+def prepare(workspace: Path, needs_server: bool) -> None:
     """Prefect's settings, before it is imported. Where no server answers, a run brings its own."""
-    if not (workspace / ".git").exists():
-        raise SmearlineError(
-            f"{workspace.resolve()} is no workspace (a git clone with data of its own); name one: --workspace FOLDER"
-        )
-    home = (workspace / ".smearline" / "prefect").resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    wanted = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-    }
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-    named = os.environ.pop("PREFECT_API_URL", None)
-    if _answers(url := named or SERVER):
-        os.environ["PREFECT_API_URL"] = url
-    elif needs_server:
-        raise SmearlineError(f"no Prefect server answers at {url}; start one: PREFECT_HOME={home} prefect server start")
-    elif named:
-        print(f"the Prefect server at {named} does not answer; this run brings its own", file=sys.stderr)
-    return workspace.resolve()
-
-
-def _answers(url: str) -> bool:
     import httpx
 
+    home = workspace / ".smearline" / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "DVC_NO_ANALYTICS": "1"}
+    own = {"PREFECT_SERVER_EPHEMERAL_ENABLED": "true", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90"}
+    for name, value in {"PREFECT_HOME": str(home), **quiet, **own}.items():
+        os.environ.setdefault(name, value)
+    named = os.environ.pop("PREFECT_API_URL", None)
     try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
+        httpx.get(f"{named or SERVER}/health", timeout=5).raise_for_status()
+        os.environ["PREFECT_API_URL"] = named or SERVER
     except httpx.HTTPError:
-        return False
+        if needs_server:
+            start = f"PREFECT_HOME={home} prefect server start"
+            raise SmearlineError(f"no Prefect server answers at {named or SERVER}; start one: {start}") from None
+        if named:
+            print(f"the Prefect server at {named} does not answer; this run brings its own", file=sys.stderr)
 
 
-def _end(state: Any) -> None:
-    """Say how the flow ended. The exit code is 0 where it completed (also with nothing new), 3 where it was cancelled."""
+def run(command: str, workspace: Path, **given: Any) -> int:
+    """Do it and say how it ended. 0: done, also where nothing was new; 1: failed or refused; 3: cancelled."""
+    if not (workspace / ".git").exists():
+        raise SmearlineError(
+            f"{workspace} is no workspace (a git clone with data of its own); name one: --workspace FOLDER"
+        )
+    if command != "trace":
+        prepare(workspace, needs_server=command == "serve")
+    module = importlib.import_module(f"flows.{COMMANDS[command][0]}")
+    if command == "trace":
+        found = module.trace(workspace, given["answer_id"])
+        print(json.dumps(found, indent=1) if given["as_json"] else module.shown(found))
+        return 0
+    function = getattr(module, command)
+    if command in ("approve", "serve"):
+        function(workspace, **given)
+        return 0
+    state = function(str(workspace), **given, return_state=True)
     print(f"{state.name}: {state.message or 'done'}")
-    raise typer.Exit(0 if state.is_completed() else 3 if state.is_cancelled() else 1)
-
-
-@app.command()
-def ingest(workspace: Folder = HERE) -> None:
-    """Signed-off cases, and new files in inbox/SITE, into the data set: a version of the data."""
-    folder = _prepare(workspace)
-    from flows.ingest import ingest
-
-    _end(ingest(str(folder), return_state=True))
-
-
-@app.command()
-def retrain(workspace: Folder = HERE) -> None:
-    """Redo what changed, a task a stage; ends in a candidate."""
-    folder = _prepare(workspace)
-    from flows.retrain import retrain
-
-    _end(retrain(str(folder), return_state=True))
-
-
-@app.command()
-def monitor(site: Annotated[str | None, typer.Argument()] = None, workspace: Folder = HERE) -> None:
-    """A verdict for each site that was served, or for SITE; reports in watch/."""
-    folder = _prepare(workspace)
-    from flows.monitor import monitor
-
-    _end(monitor(str(folder), site, return_state=True))
-
-
-@app.command()
-def promote(version: Annotated[str | None, typer.Argument()] = None, workspace: Folder = HERE) -> None:
-    """The gate, and the switch where a person approved; of the newest candidate, or of VERSION."""
-    folder = _prepare(workspace)
-    from flows.promote import promote
-
-    _end(promote(str(folder), version, return_state=True))
-
-
-@app.command()
-def approve(version: str, reason: Reason, workspace: Folder = HERE) -> None:
-    """Approve a version whose gate passed, as the holder of $SMEARLINE_TOKEN; then promote switches to it."""
-    folder = _prepare(workspace)
-    from flows.promote import approve
-    from flows.workspace import Workspace
-
-    print(f"approved {version} as {approve(Workspace(folder), version, reason)}; next: python -m flows promote")
-
-
-@app.command()
-def rollback(reason: Reason, workspace: Folder = HERE) -> None:
-    """Back to the version that was in production before, as the holder of $SMEARLINE_TOKEN."""
-    folder = _prepare(workspace)
-    from flows.production import rollback
-
-    _end(rollback(str(folder), reason, return_state=True))
-
-
-@app.command()
-def trace(answer_id: str, workspace: Folder = HERE, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """What stands behind an answer: model, commit, data version, gate, approvals, that day's verdict."""
-    import json
-
-    from flows.trace import shown, trace
-
-    found = trace(workspace, answer_id)
-    print(json.dumps(found, indent=1) if as_json else shown(found))
-
-
-@app.command()
-def serve(workspace: Folder = HERE, pages_port: Annotated[int, typer.Option(help="0: any")] = 4280) -> None:
-    """Run the flows at the times in prefect.yaml; needs a Prefect server (prefect server start)."""
-    folder = _prepare(workspace, needs_server=True)
-    from flows.serve import serve
-
-    serve(folder, pages_port)
+    return 0 if state.is_completed() else 3 if state.is_cancelled() else 1
 
 
 def main() -> None:
     """Entry point: an error that is the user's is one message, without a trace."""
+    parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, what, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        for argument, options in arguments:
+            command.add_argument(argument, **options)
+        command.add_argument(
+            "--workspace", type=lambda p: Path(p).resolve(), default=Path.cwd(), help="default: this folder"
+        )
     try:
-        app()
+        raise SystemExit(run(**vars(parser.parse_args())))
     except SmearlineError as error:
         print(f"flows: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -30,7 +30,6 @@ def in_workspace(lock: str = "flow") -> Callable[[Callable[..., State[Any]]], Ca
             except Busy as error:
                 return Cancelled(message=str(error))
             except SmearlineError as error:
-                print(error)
                 return Failed(message=str(error))
 
         return run

@@ -7,12 +7,13 @@ the version that holds it is in git and pushed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from prefect import flow, task
@@ -29,6 +30,7 @@ from smearline import cbc, dataset, settings, sites, vocabulary
 from smearline.import_folders import listing, only_one
 
 INBOX = Path("inbox")
+COUNTED = ("cases", "images_added", "images_known", "images_gone", "labels", "diagnoses", "count_values")
 VERSIONED = ("cells", "labels", "cbc", "quarantine.parquet")
 
 
@@ -74,96 +76,67 @@ def take_cases(signed: list[SignedCase], data: Path) -> dict[str, int]:
     """Images, labels, diagnoses and blood counts of signed-off cases into the data set; what is there is not added again."""
     with only_one(data):
         there = set(dataset.index(data, ["sha256"])["sha256"]) if any((data / "cells").glob("[!.]*.parquet")) else set()
-        found = dict.fromkeys(
-            ("cases", "images_added", "images_known", "images_gone", "labels", "diagnoses", "count_values"), 0
-        )
+        found: Counter[str] = Counter()
         for site in sorted({case.site for case in signed}):
-            for name, number in _take_site(site, [c for c in signed if c.site == site], data, there).items():
-                found[name] += number
-    return found
+            found.update(_take_site(site, [case for case in signed if case.site == site], data, there))
+        return dict(found)
 
 
 def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) -> dict[str, int]:
-    added: set[str] = set()
+    named = {cell.sha256 for case in cases for cell in case.cells}
+    missing = named - there
     with dataset.CellWriter(data / "cells", site) as writer:
-        for case in cases:
-            wanted = {cell.sha256 for cell in case.cells} - there - added
-            for row in _rows(case.shards, wanted):
-                writer.add(row)
-                added.add(row["sha256"])
-    rows = [row for case in cases for row in _labels(case) if row["sha256"] in there | added]
-    said = {(row["sha256"], row["name"]): row["value"] for row in rows}
+        for shard in sorted({shard for case in cases for shard in case.shards}):
+            for part in pq.ParquetFile(shard).iter_batches(batch_size=dataset.ROW_GROUP):
+                for row in part.to_pylist():
+                    if row["sha256"] in missing:
+                        missing.remove(row["sha256"])
+                        writer.add(row)
+    labels = [row for case in cases for row in _labels(case) if row["sha256"] not in missing]
+    said = {(row["sha256"], row["name"]): row["value"] for row in labels}
 
     def withdrawn(old: Any) -> bool:
         """A reviewer who signs a case again may say something else."""
         return old.source == "review" and said.get((old.sha256, old.name), old.value) != old.value
 
     key = ["sha256", "name", "value", "labelled_by", "source"]
-    dataset.merge_rows(dataset.labels_path(data, site), rows, dataset.LABELS, key, drop=withdrawn)
-    path = data / "labels" / f"patients-{site}.parquet"
-    known = (
-        dataset.merge_rows(path, [], dataset.PATIENTS, ["site", "patient", "smear"])
-        if path.exists()
-        else pd.DataFrame()
-    )
+    dataset.merge_rows(dataset.labels_path(data, site), labels, dataset.LABELS, key, drop=withdrawn)
+    path, whose = data / "labels" / f"patients-{site}.parquet", ["site", "patient", "smear"]
+    known = {tuple(row[k] for k in whose): row for row in pq.read_table(path).to_pylist()} if path.exists() else {}
     diagnosed = [_patient(case, known) for case in cases if case.patient and case.diagnosis]
     if diagnosed:
-        dataset.merge_rows(path, diagnosed, dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
-    values = [
-        row for case in cases for row in case.counts.astype(object).where(case.counts.notna(), None).to_dict("records")
+        dataset.merge_rows(path, diagnosed, dataset.PATIENTS, whose, keep="last")
+    counts = [
+        row for case in cases for row in pa.Table.from_pandas(case.counts, cbc.COUNTS, preserve_index=False).to_pylist()
     ]
-    if values:
-        dataset.merge_rows(data / "cbc" / f"{site}.parquet", values, cbc.COUNTS, cbc.KEY)
-    named = {cell.sha256 for case in cases for cell in case.cells}
-    return {
-        "cases": len(cases),
-        "images_added": len(added),
-        "images_known": len(named & there),
-        "images_gone": len(named - there - added),
-        "labels": len(rows),
-        "diagnoses": len(diagnosed),
-        "count_values": len(values),
-    }
+    if counts:
+        dataset.merge_rows(data / "cbc" / f"{site}.parquet", counts, cbc.COUNTS, cbc.KEY)
+    numbers = (
+        len(cases),
+        len(named - there - missing),
+        len(named & there),
+        len(missing),
+        len(labels),
+        len(diagnosed),
+        len(counts),
+    )
+    return dict(zip(COUNTED, numbers, strict=True))
 
 
-def _rows(shards: Iterable[Path], wanted: set[str]) -> Iterable[dict[str, Any]]:
-    """Rows of CELLS, each sha256 once."""
-    left = set(wanted)
-    for shard in shards:
-        for part in pq.ParquetFile(shard).iter_batches(batch_size=dataset.ROW_GROUP):
-            for row in part.to_pylist():
-                if row["sha256"] in left:
-                    left.remove(row["sha256"])
-                    yield row
-
-
-def _labels(case: SignedCase) -> Iterable[dict[str, Any]]:
+def _labels(case: SignedCase) -> Iterator[dict[str, Any]]:
     """Rows of LABELS: the type of every cell, as confirmed or overridden, and what characteristics the reviewer set."""
+    by = {"labelled_by": case.reviewer, "labelled_at": case.signed_at, "role": "reference", "source": "review"}
+    by |= {"vocabulary": vocabulary.load().version, "conflicted": False}
     for cell in case.cells:
         for name, value in {"type": cell.type, **cell.characteristics}.items():
-            yield {
-                "sha256": cell.sha256,
-                "name": name,
-                "value": value,
-                "source_label": value,
-                "labelled_by": case.reviewer,
-                "labelled_at": case.signed_at,
-                "role": "reference",
-                "vocabulary": vocabulary.load().version,
-                "source": "review",
-                "conflicted": False,
-            }
+            yield {"sha256": cell.sha256, "name": name, "value": value, "source_label": value, **by}
 
 
-def _patient(case: SignedCase, known: pd.DataFrame) -> dict[str, Any]:
+def _patient(case: SignedCase, known: Mapping[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
     """A row of PATIENTS: what is known of the patient stays, the diagnosis is the reviewer's."""
-    row: dict[str, Any] = {"age": None, "sex": None}
-    if len(known):
-        same = known[(known["patient"] == case.patient) & (known["smear"] == case.smear)].astype(object)
-        row |= next(iter(same.where(same.notna(), None).to_dict("records")), {})
-    identity = {"site": case.site, "patient": case.patient, "smear": case.smear}
+    row = known.get((case.site, case.patient, case.smear), {"age": None, "sex": None})
     said = {"diagnosis": case.diagnosis, "source_diagnosis": case.diagnosis, "origin": sites.load(case.site).origin}
-    return {**row, **identity, **said}
+    return {**row, "site": case.site, "patient": case.patient, "smear": case.smear, **said}
 
 
 @task(task_run_name="import {site}", cache_policy=NO_CACHE)

@@ -27,6 +27,8 @@ from smearline import settings
 def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
     """Compare the newest candidate (or `version`) with the champion; switch to it where a person approved that."""
     space = Workspace(Path(workspace))
+    if problems := registry.audit_problems(space):
+        raise FlowError(f"{audit.LOG} cannot be trusted, so nothing is promoted: {'; '.join(problems)}")
     production.repair(space)
     stack, known = registry.productions(space), registry.versions(space)
     if not known:
@@ -37,9 +39,8 @@ def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
         return nothing_new(f"{challenger.name} is in production")
 
     path, digest, result, new = compare(space, challenger, champion)
-    artifacts.table(
-        "gate", result["checks"], f"{challenger.name} against {champion.name if champion else 'none'}: {result['says']}"
-    )
+    against = champion.name if champion else "no champion"
+    artifacts.table("gate", result["checks"], f"{challenger.name} against {against}: {result['says']}")
     if not result["passed"]:
         if not new:
             return nothing_new(f"{challenger.name} was refused before: {result['says']}")
@@ -93,30 +94,30 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
     return path, digest, result, fresh
 
 
-def approve(space: Workspace, version: str, reason: str) -> str:
-    """Approve a version whose gate passed, as the holder of $SMEARLINE_TOKEN. Returns who that is.
+def approve(workspace: Path, version: str, reason: str) -> None:
+    """Approve a version whose gate passed, as the holder of $SMEARLINE_TOKEN.
 
     Raises:
         FlowError: there is no reason, or no gate that passed.
         TokenError: the token is nobody's, or its holder may not approve.
     """
+    space = Workspace(workspace)
     who, found = production.approver(space), registry.find(space, version)
-    if not reason.strip():
-        raise FlowError("an approval needs a reason: --reason 'what you looked at, and why it may serve'")
     path = space.folder / "gate" / f"{found.name}.json"
     told = audit.entries(space.folder, "gate", version=found.name)
+    if not reason.strip():
+        raise FlowError("an approval needs a reason: --reason 'what you looked at, and why it may serve'")
     if not told or not path.exists():
         raise FlowError(f"no gate has compared {found.name} yet; run: python -m flows promote")
-    digest = _sha256(path)
-    if told[-1]["gate_sha256"] != digest:
+    gate_sha256 = _sha256(path)
+    if told[-1]["gate_sha256"] != gate_sha256:
         raise FlowError(f"{path} is not what the gate wrote; run: python -m flows promote")
     if not told[-1]["passed"]:
         raise FlowError(f"{found.name} was {told[-1]['says']}; a refused version cannot be approved")
-    audit.append(
-        space.folder, who, "approve", version=found.name, package=found.package, gate_sha256=digest, reason=reason
-    )
+    about = {"version": found.name, "package": found.package, "gate_sha256": gate_sha256}
+    audit.append(space.folder, who, "approve", reason=reason, **about)
     space.commit(f"{who} approves {found.name}", audit.LOG)
-    return who
+    print(f"{who} approves {found.name}; next: python -m flows promote")
 
 
 def approved(space: Workspace, version: Version, digest: str) -> audit.Entry | None:

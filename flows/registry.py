@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from flows import audit
 from flows.workspace import STATE, FlowError, Workspace
 
 ARTIFACT, STAGE = "smearline", "production"
@@ -30,31 +31,32 @@ class Version:
 class Tag:
     name: str
     commit: str
-    time: str
     said: dict[str, str]
     """package, audit"""
 
 
 def tags(space: Workspace) -> list[Tag]:
-    """All annotated tags of the package."""
-    form = "%(refname:strip=2)%00%(*objectname)%00%(creatordate:iso-strict)%00%(contents:body)%01"
+    """The tags that the flows made."""
+    form = "--format=%(refname:strip=2)%00%(*objectname)%00%(contents:body)%01"
     found = []
-    for record in space.git("for-each-ref", f"--format={form}", "refs/tags").split("\x01"):
-        name, commit, time, body = [*record.strip("\n").split("\0"), "", "", ""][:4]
-        if name.startswith((f"{ARTIFACT}@", f"{ARTIFACT}#")) and commit:
-            said = yaml.safe_load(body)
-            found.append(Tag(name, commit, time, said if isinstance(said, dict) else {}))
+    for record in filter(None, space.git("for-each-ref", form, f"refs/tags/{ARTIFACT}*").split("\x01")):
+        name, commit, body = record.strip("\n").split("\0")
+        said = yaml.safe_load(body)
+        if isinstance(said, dict) and {"package", "audit"} <= said.keys():
+            found.append(Tag(name, commit, said))
     return found
+
+
+def audit_problems(space: Workspace) -> list[str]:
+    """What is wrong with the audit log, beside what the tags remember of it."""
+    return audit.problems(space.folder, [tag.said["audit"] for tag in tags(space)])
 
 
 def versions(space: Workspace) -> list[Version]:
     """Every version, oldest first."""
-    found = [
-        Version(t.name.partition("@")[2], t.commit, str(t.said.get("package", "")))
-        for t in tags(space)
-        if t.name.startswith(f"{ARTIFACT}@v")
-    ]
-    return sorted(found, key=lambda v: _number(v.name))
+    made = [tag for tag in tags(space) if tag.name.startswith(f"{ARTIFACT}@v")]
+    found = [Version(tag.name.partition("@")[2], tag.commit, tag.said["package"]) for tag in made]
+    return sorted(found, key=lambda version: _number(version.name))
 
 
 def find(space: Workspace, name: str) -> Version:
@@ -90,18 +92,17 @@ def productions(space: Workspace) -> list[Version]:
     assigned = [t for t in tags(space) if t.name.startswith(f"{ARTIFACT}#{STAGE}#")]
     stack: list[Version] = []
     for tag in sorted(assigned, key=lambda t: int(t.name.rpartition("#")[2])):
-        version = by_commit[tag.commit]
+        version = by_commit[tag.commit]  # gto assigns registered versions alone
         stack = [*(stack[: stack.index(version)] if version in stack else stack), version]
     return stack
 
 
-def assign(space: Workspace, version: Version, message: str, audit_head: str) -> str:
-    """Tag a version as the one in production. Returns the tag."""
+def assign(space: Workspace, version: Version, message: str, audit_head: str) -> None:
+    """Tag a version as the one in production."""
     from gto import api
 
     body = f"{message}\n\npackage: '{version.package}'\naudit: '{audit_head}'\n"
-    event = api.assign(str(space.folder), ARTIFACT, STAGE, version=version.name, message=body, force=True)
-    return str(event.tag)
+    api.assign(str(space.folder), ARTIFACT, STAGE, version=version.name, message=body, force=True)
 
 
 def fetched(space: Workspace, version: Version, out: str) -> Path:
@@ -114,9 +115,8 @@ def fetched(space: Workspace, version: Version, out: str) -> Path:
     if not folder.exists():
         unfinished = folder.with_suffix(".unfinished")
         space.run("dvc", "get", "-q", "--force", ".", out, "--rev", version.commit, "-o", str(unfinished))
-        about = json.loads(
-            (unfinished / {"package": "lineage.json"}.get(out, f"{out}.json")).read_text(encoding="utf-8")
-        )
+        card = unfinished / ("lineage.json" if out == "package" else f"{out}.json")
+        about = json.loads(card.read_text(encoding="utf-8"))
         if about["version"] != version.package:
             raise FlowError(f"the {out} at {version.name} is of {about['version']}, {version.package} was registered")
         unfinished.replace(folder)

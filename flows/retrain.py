@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -92,8 +91,8 @@ def retrain(workspace: str = ".") -> State[Any]:
         run.wait()
     rows = [{"stage": n, "state": r.state.name, "says": r.state.message} for n, r in runs.items()]
     artifacts.table("retrain-stages", rows, "The stages of this run")
-    if failed := [f"{n}: {r.state.message}" for n, r in runs.items() if not r.state.is_completed()]:
-        raise FlowError("\n".join(failed))
+    if failed := [f"{name}: {run.state.message}" for name, run in runs.items() if run.state.is_failed()]:
+        raise FlowError("\n".join(failed))  # those that waited for it were never started
     push(workspace)
     lineage = _lineage(space)
     if known := registry.of_package(space, lineage["version"]):
@@ -106,47 +105,21 @@ def _candidate(space: Workspace, lineage: dict[str, Any], made: list[Path]) -> S
     """Commit what the run made, and register it."""
     name, package = registry.next_name(space), lineage["version"]
     if not audit.entries(space.folder, "candidate", version=name, package=package):  # else: killed before it was tagged
-        parameters = hashlib.sha256(json.dumps(lineage["parameters"], sort_keys=True).encode()).hexdigest()
         told = {key: lineage.get(key) for key in ("commit", "data", "metrics", "origin")}
-        audit.append(
-            space.folder,
-            "flow retrain",
-            "candidate",
-            version=name,
-            package=package,
-            parameters_sha256=parameters,
-            **told,
-        )
+        parameters = json.dumps(lineage["parameters"], sort_keys=True).encode()
+        told |= {"version": name, "package": package, "parameters_sha256": hashlib.sha256(parameters).hexdigest()}
+        audit.append(space.folder, "flow retrain", "candidate", **told)
     space.commit(f"Candidate {name}, package {package}", space.folder / audit.LOG, *made)
     registry.register(space, name, package, audit.head(space.folder))
-    rows = beside(lineage["metrics"], champion_metrics(space))
+    new, old = lineage["metrics"], champion_metrics(space)
+    rows = [{"metric": m, "candidate": new.get(m), "champion": old.get(m)} for m in sorted({*new, *old})]
     artifacts.table("retrain-metrics", rows, f"{name} beside the version in production, each on its own test cells")
     for what, page in PAGES.items():
         artifacts.link(f"retrain-{what}", page, f"Evaluation of the {what}")
     return Completed(message=f"candidate {name}, package {package}; next: python -m flows promote")
 
 
-def beside(candidate: Mapping[str, Any], champion: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows metric, candidate, champion; a metric that one of them lacks is blank there."""
-    new, old = flat(candidate), flat(champion)
-    return [
-        {"metric": m, "candidate": new.get(m), "champion": old.get(m)}
-        for m in [*new, *(m for m in old if m not in new)]
-    ]
-
-
-def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics as 'part.name'."""
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + name] = value
-    return found
-
-
-def champion_metrics(space: Workspace) -> dict[str, Any]:
+def champion_metrics(space: Workspace) -> dict[str, float]:
     """What the audit log says of the version in production; empty where there is none."""
     stack = registry.productions(space)
     told = audit.entries(space.folder, "candidate", version=stack[-1].name) if stack else []

@@ -30,7 +30,6 @@ def trace(workspace: Path, answer_id: str) -> dict[str, Any]:
     gates = audit.entries(space.folder, "gate", version=version.name) if version else []
     judged = [e for e in audit.entries(space.folder, "verdict", site=site) if e["first"] <= day <= e["day"]]
     verdict = min(reversed(judged), key=lambda e: e["day"], default=None)  # the last one of the nearest day
-    problems = audit.problems(space.folder, [t.said["audit"] for t in registry.tags(space) if "audit" in t.said])
     return {
         "answer": answer_id,
         "received_at": answer["received_at"],
@@ -46,7 +45,7 @@ def trace(workspace: Path, answer_id: str) -> dict[str, Any]:
         "approvals": [_told(e, "reason", "gate_sha256") for e in told["approve"]] or MISSING,
         "production": [_told(e, "what") for e in told["promote"] + told["rollback"]] or MISSING,
         "verdict_of_that_day": _told(verdict, "day", "verdict", "sentence", "page") if verdict else MISSING,
-        "audit_log": problems or "whole",
+        "audit_log": registry.audit_problems(space) or "whole",
     }
 
 

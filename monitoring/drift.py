@@ -110,7 +110,7 @@ def compare(window: pd.DataFrame, reference: pd.DataFrame, because: dict[str, st
 
 
 def _feature(name: str, there: pd.Series, here: pd.Series, distance: float, threshold: float) -> Feature:
-    is_, (low, middle, high) = describe(name), there.quantile([0.025, 0.5, 0.975])
+    is_, (low, middle, high) = describe(name), np.quantile(there, [0.025, 0.5, 0.975])
     numbers = {
         "reference": middle,
         "low": low,

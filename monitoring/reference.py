@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from monitoring import drift
-from monitoring.smears import Centres, by_smear, named
+from monitoring.smears import PSEUDO_CELLS, Centres, by_smear, named
 from smearline import vocabulary
 from smearline.errors import DataError
 
@@ -60,7 +60,7 @@ class Reference:
         (folder / "reference.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
 
 
-def refer(predictions: pd.DataFrame, **about: Any) -> Reference:
+def refer(predictions: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS, **about: Any) -> Reference:
     """A reference from predictions (predictions.parquet: recognition.frame_of with embedding, split and acquired_at).
 
     Confidence and embedding are measured on the cells that training did not see alone: a recogniser is surer of what it has
@@ -69,7 +69,7 @@ def refer(predictions: pd.DataFrame, **about: Any) -> Reference:
     about: version, embedding_version, origin; kept.
     """
     frames, centres, sites = [], {}, {}
-    for site, cells in named(predictions).groupby("site", sort=True):
+    for site, cells in named(predictions, pseudo_cells).groupby("site", sort=True):
         unseen = cells[cells["split"] != "train"]
         if len(unseen):
             centres[str(site)] = Centres.of(unseen)
@@ -86,7 +86,7 @@ def refer(predictions: pd.DataFrame, **about: Any) -> Reference:
             "days": [days.min(), days.max(), days.nunique()] if len(days) else None,
             "pseudo_smears": bool(smears["pseudo"].any()),
             "spread": centres[str(site)].spread if str(site) in centres else None,
-            "smallest_called": {n: _smallest_called(smears, n) for n in _WINDOWS},
+            "smallest_called": {str(n): _smallest_called(smears, n) for n in _WINDOWS},
         }
     rules = {"contract": CONTRACT, "false_alarm_rate": drift.FALSE_ALARM_RATE, "least_smears": drift.LEAST_SMEARS}
     rules |= {"least_reference_smears": drift.LEAST_REFERENCE, "vocabulary": list(vocabulary.load().types)}

@@ -1,7 +1,7 @@
 """Cells to a row a smear, in five families of features that are judged apart.
 
     staining    medians of smearline.staining over the smear's cells; the nucleus on segmented neutrophils alone, since its
-                colour differs by type of cell (missing where there are fewer than 5)
+                colour differs by type of cell (on 5 to 10 of them; missing where there are fewer)
     optics      medians, likewise
     mix         share_<TYPE>, of all the smear's cells
     confidence  confidence_mean (probability of the type named), confidence_uncertain (share of cells below 0.5), both as they
@@ -31,7 +31,9 @@ from smearline.staining import OPTICS, STAINING
 
 LEAST_CELLS = 20
 """A smear with fewer cells is left out and counted."""
-LEAST_NEUTROPHILS = 5
+LEAST_NEUTROPHILS, MOST_NEUTROPHILS = 5, 10
+"""Of a smear with more the first ten are taken: else the smears of a ward with few neutrophils would differ more among
+themselves, and that alone would be called a change of stain."""
 PSEUDO_CELLS = 50
 UNCERTAIN_BELOW = 0.5
 _LEAST_OF_TYPE = 10
@@ -87,7 +89,7 @@ class Centres:
         codes, values = _codes(cells, types), _values(cells)
         count, total = _sums(codes, values, len(types))
         rest = values - (total / np.maximum(count, 1)[:, None])[codes]
-        return cls(types, count, total, float(np.sqrt((rest[:, 2:] ** 2).sum(axis=1).mean())))
+        return cls(types, count, total, float(np.sqrt((rest[:, 2:] ** 2).sum(axis=1).mean())) or 1.0)
 
     def residuals(self, cells: pd.DataFrame, blocks: NDArray[np.int64] | None = None) -> Floats:
         """Cells (N) less the centre of their type: N x F, NaN where the type has none.
@@ -130,10 +132,10 @@ def _sums(place: NDArray[np.int64], values: Floats, size: int) -> tuple[Floats, 
     return np.bincount(place, minlength=size).astype(float), total
 
 
-def named(cells: pd.DataFrame) -> pd.DataFrame:
+def named(cells: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS) -> pd.DataFrame:
     """The cells, each once, with `day` (YYYY-MM-DD or null), `smear` and `pseudo`.
 
-    Cells without a smear are cut into pseudo-smears of 50, day by day in the order in which they are stored. Where no day
+    Cells without a smear are cut into pseudo-smears of `pseudo_cells`, day by day in the order in which they are stored. Where no day
     is known the order is that of files in folders, often by label: then they are taken in the order of their digests.
     """
     cells = cells.drop_duplicates(["site", "smear", "sha256"], keep="last").reset_index(drop=True)
@@ -143,7 +145,7 @@ def named(cells: pd.DataFrame) -> pd.DataFrame:
     order = loose["sha256"].where(loose["day"].isna(), "")
     loose = loose.assign(order=order).sort_values("order", kind="stable")
     keys = [loose["site"], loose["day"].fillna(""), loose["split"].eq("train") if "split" in loose else loose["pseudo"]]
-    number = loose.groupby(keys, sort=False).cumcount() // PSEUDO_CELLS
+    number = loose.groupby(keys, sort=False).cumcount() // pseudo_cells
     name = ["cells-" + "-".join(filter(None, map(str, key))) for key in zip(*keys[1:], number, strict=True)]
     smear = cells["smear"].astype(object)
     smear[loose.index] = name
@@ -167,7 +169,11 @@ def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.in
         colours = part[[*STAINING, *OPTICS]].median()
         for name in STAINING:
             if "nucleus" in name:
-                colours[name] = neutrophils[name].median() if len(neutrophils) >= LEAST_NEUTROPHILS else np.nan
+                colours[name] = (
+                    neutrophils[name].head(MOST_NEUTROPHILS).median()
+                    if len(neutrophils) >= LEAST_NEUTROPHILS
+                    else np.nan
+                )
         shares = part["predicted_type"].value_counts(normalize=True).reindex(words.types, fill_value=0.0)
         row: dict[str, Any] = {
             "site": site,
@@ -188,7 +194,7 @@ def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.in
 
 def _within_type(rest_NF: Floats, centres: Centres) -> dict[str, float]:
     known = rest_NF[~np.isnan(rest_NF[:, 0])]
-    if len(known) < LEAST_CELLS:
+    if len(known) < LEAST_CELLS // 2:
         return {}
     confidence, uncertain = centres.mean_F[:2] + known[:, :2].mean(axis=0)
     e = known[:, 2:]

@@ -40,7 +40,10 @@ def main() -> None:
     EVALUATION.mkdir(exist_ok=True)
     figures: dict[str, Any]
     if (DIAGNOSIS / diagnosis.ABSENT_FILE).is_file():
-        figures = {"absent_because": json.loads((DIAGNOSIS / diagnosis.ABSENT_FILE).read_text())["because"]}
+        figures = {
+            "evidence": None,
+            "absent_because": json.loads((DIAGNOSIS / diagnosis.ABSENT_FILE).read_text())["because"],
+        }
         table.write_text("site,smear\n", encoding="utf-8")
     else:
         model, summary = DiagnosisModel(DIAGNOSIS), found.summary
@@ -54,6 +57,7 @@ def main() -> None:
         )
         test = summary[summary["split"] == "test"]
         figures = {
+            "evidence": _evidence(by_model, int(patients.nunique()), found.origin),
             "origin": found.origin,
             "intended_use": model.card.intended_use,
             "num_patients": {g: int(n) for g, n in patients.groupby(groups).nunique().items()},
@@ -80,6 +84,17 @@ def _test(model: DiagnosisModel, test: pd.DataFrame, counts: pd.DataFrame) -> di
         "right": int((right & answered).sum()),
         "abstained_because": answers.loc[~answered, "abstained_because"].explode().value_counts().head(10).to_dict(),
     }
+
+
+def _evidence(by_model: dict[str, Any], num_patients: int, origin: str) -> str:
+    """What an answer of this model is worth, in a sentence that goes with every answer."""
+    low, high = by_model["model"]["auc_interval"]
+    said = f"cross-validated on {num_patients} {origin} patients: AUC {by_model['model']['auc']:.2f} ({low:.2f} to {high:.2f})"
+    beaten = [null for null in NULLS if by_model[null]["model_gains_interval"][0] > 0]
+    for null in NULLS:
+        if null not in beaten:
+            said += f"; not shown to be better than the {null} alone ({by_model[null]['auc']:.2f})"
+    return said + (f"; better than the {' and the '.join(beaten)} alone" if beaten else "")
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, float]:

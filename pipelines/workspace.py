@@ -114,10 +114,8 @@ class Workspace:
         """What was made and where."""
         timing = self.folder / ".smearline" / "run.json"
         timing.parent.mkdir(exist_ok=True)
-        if seconds:  # a run that had nothing to do says nothing of how long the work takes
-            timing.write_text(
-                json.dumps({"seconds": dict(seconds), "total_seconds": round(total, 1)}), encoding="utf-8"
-            )
+        before = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else {}
+        timing.write_text(json.dumps({"seconds": {**before, **seconds}}), encoding="utf-8")  # of each stage, the last time
         headline: dict[str, float] = {}
         for name in ("headline.json", "diagnosis_headline.json"):
             headline |= json.loads((self.folder / "evaluation" / name).read_text(encoding="utf-8"))

@@ -187,7 +187,7 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
                 status=said.get("status"),
                 diagnosis=said.get("group"),
             )
-            kept = store.add(case, answer, reading.frame, reading.rows, counts, key)
+            kept = store.add(case, answer, reading.table, reading.rows, counts, key)
             for error in reading.errors:
                 desk.refused.labels(error["reason"]).inc()
             if kind == "diagnose":

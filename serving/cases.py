@@ -136,12 +136,12 @@ class CaseStore:
         self,
         case: Case,
         answer: Answer,
-        cells: pd.DataFrame,
+        cells: pa.Table | pd.DataFrame,
         images: Sequence[Mapping[str, Any]],
         counts: pd.DataFrame | None = None,
         key: Key | None = None,
     ) -> bytes:
-        """Keep an answer, its cells (recognition.frame_of with `embedding`), images (rows of CELLS) and blood count.
+        """Keep an answer, its cells (recognition.frame_of with `embedding`), images (rows of CELLS) and blood count (COUNTS).
 
         Returns:
             The body to give: another's, where the key was served meanwhile.
@@ -150,11 +150,13 @@ class CaseStore:
             KeyReused: the key came with another request before.
             CaseConflict: the smear belongs to another patient.
         """
+        if isinstance(cells, pd.DataFrame):
+            cells = pa.Table.from_pandas(cells, preserve_index=False).replace_schema_metadata(None)
         self._keep_images(case, answer, images)
         received, acquired = stamp(answer.received_at), answer.acquired_at and stamp(answer.acquired_at)
         times = {"received_at": received, "acquired_at": acquired, "day": (acquired or received)[:10]}
         tables = {
-            "cells": _parquet(pa.Table.from_pandas(cells, preserve_index=False)),
+            "cells": _parquet(cells),
             "counts": None
             if counts is None
             else _parquet(pa.Table.from_pandas(counts, cbc.COUNTS, preserve_index=False)),
@@ -311,9 +313,11 @@ class CaseStore:
         folder = self.home / "incoming" / answer["site"] / answer["received_at"][:10]
         return sorted(folder.glob(f"{answer['site']}-{answer['answer_id']}-*.parquet"))
 
-    def mark_ingested(self, case_ids: Sequence[str], data_version: str) -> None:
-        """Say that this version of the data set holds these cases, as they were signed so far."""
+    def mark_ingested(self, case_ids: Sequence[str], data_version: str, until: datetime | None = None) -> None:
+        """Say that this version of the data set holds these cases, as they were signed so far (or until then)."""
         fresh = SIGNOFFS.c.case_id.in_(list(case_ids)) & SIGNOFFS.c.data_version.is_(None)
+        if until is not None:
+            fresh &= SIGNOFFS.c.at <= stamp(until)
         with writing(self._engine) as connection:
             connection.execute(SIGNOFFS.update().where(fresh).values(data_version=data_version))
 
@@ -362,7 +366,8 @@ def _stored(connection: sa.Connection, key: Key) -> bytes | None:
 
 def _parquet(table: pa.Table) -> bytes:
     out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
+    # Many columns and few rows: without this, most of the bytes and of the time would be descriptions.
+    pq.write_table(table, out, compression="zstd", use_dictionary=False, write_statistics=False, store_schema=False)
     return out.getvalue()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import simplejpeg
 from numpy.typing import NDArray
 
@@ -43,6 +44,8 @@ class Reading:
 
     frame: pd.DataFrame
     """A row a cell that was recognised: recognition.frame_of, with `embedding` (float32)."""
+    table: pa.Table
+    """The same."""
     numbers: tuple[int, ...]
     """Of the images in the request, row by row."""
     rows: tuple[dict[str, Any], ...]
@@ -120,8 +123,11 @@ class Reader:
         parts = await asyncio.gather(*(chunk(range(s, min(s + CHUNK, len(data)))) for s in starts))
         pictures = [s for seen, _ in parts for s in seen if isinstance(s, _Picture)]
         frames = [frame for _, frame in parts if frame is not None]
+        nothing = pd.DataFrame({"sha256": [], "predicted_type": []}, dtype="string")
+        frame = pd.concat(frames, ignore_index=True) if frames else nothing
         return Reading(
-            pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"sha256": [], "embedding": []}),
+            frame,
+            pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None),
             tuple(p.number for p in pictures),
             tuple(p.row for p in pictures),
             tuple(s for seen, _ in parts for s in seen if isinstance(s, dict)),
@@ -149,7 +155,7 @@ class Reader:
         """What is answered of each cell. A characteristic that no real cell taught is not served on real cells."""
         trained, words, found = self._trained[site.origin], vocabulary.load(), []
         applies = {t: [n for n, c in words.characteristics.items() if t in c.applies_to] for t in words.types}
-        for number, row in zip(reading.numbers, reading.frame.to_dict("records"), strict=True):
+        for number, row in zip(reading.numbers, reading.table.to_pylist(), strict=True):
             kind, characteristics = row["predicted_type"], {}
             for name in applies[kind]:
                 value = row[f"c_{name}"] if name in trained else None

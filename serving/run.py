@@ -102,11 +102,18 @@ class Service:
             return file.read().decode(errors="replace")
 
     def stop(self) -> None:
+        """End it and its workers, who would keep the port."""
+        import psutil  # type: ignore[import-untyped]
+
+        if self.process.poll() is not None:
+            return
+        workers = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        _, left = psutil.wait_procs(workers, timeout=STOP_SECONDS / 10)
+        for worker in [*left, *([self.process] if self.process.poll() is None else [])]:
+            worker.kill()
 
 
 def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
@@ -114,8 +121,11 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
     from smearline import tokens
     from smearline.errors import SmearlineError
 
+    started: list[Service] = []
+
     def start(version: str) -> Service | None:
         service = Service(version, port, home / "service.log")
+        started.append(service)
         if service.ready():
             print(f"smearline:{version} answers at http://127.0.0.1:{port} (log: {home / 'service.log'})", flush=True)
             return service
@@ -134,7 +144,7 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
         with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(token + "\n")
         print(f"a first token, for all roles: {token}\nkept for you alone in {token_file}", flush=True)
-    service, failed = None, ""
+    failed = ""
     try:
         service = start(wanted(workspace, bentos))
         if service is None:
@@ -162,8 +172,8 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        if service:
-            service.stop()
+        for one in started:
+            one.stop()
 
 
 def main() -> None:

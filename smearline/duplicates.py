@@ -38,8 +38,7 @@ def pairs(thumbnails: Sequence[bytes], min_correlation: float = MIN_CORRELATION)
     told_apart = np.flatnonzero(vectors.any(axis=1))  # a flat picture is like nothing
     if len(told_apart) < 2:
         return np.empty((0, 2), np.int64)
-    size = THUMBNAIL_PX
-    spectrum = dctn(vectors[told_apart].reshape(-1, size, size), axes=(1, 2), norm="ortho")
+    spectrum = dctn(vectors[told_apart].reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX), axes=(1, 2), norm="ortho")
     low = spectrum[:, :_QUERY_COEFFICIENTS, :_QUERY_COEFFICIENTS].reshape(len(told_apart), -1)[:, 1:]
     radius = float(np.sqrt(2.0 * (1.0 - min_correlation))) * 1.0001
     candidates = told_apart[cKDTree(low).query_pairs(radius, output_type="ndarray")]

@@ -1,29 +1,39 @@
-"""The tables that lie beside a source's images: read once, joined to files by key."""
+"""What a source says of a file: by its path, and in the tables that lie beside the images, read once and joined by key."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from smearline import vocabulary
 from smearline.errors import ImportSourceError
-from smearline.sources import Source, Table
+from smearline.sources import Meaning, Source, Table, at_end
 
 Row = dict[str, str]
+"""What a row says, by meaning and by characteristic. Blank values are left out, but for a blank class, which says that
+the file has no label."""
+MEANINGS: tuple[str, ...] = get_args(Meaning)
+
+
+@dataclass(frozen=True)
+class Described:
+    """An image file and all that its path and the tables say of it."""
+
+    path: str
+    fields: Mapping[str, str]  # by meaning, identifiers as they are; `diagnosis_code` is the vocabulary's
+    labels: list[dict[str, Any]]  # rows of LABELS, less sha256
 
 
 @dataclass(frozen=True)
 class _Loaded:
     table: Table
-    path: str
-    """Relative to the folder that is imported."""
+    path: str  # relative to the folder that is imported
     groups: Mapping[str, str]
     rows: Mapping[str, list[Row]]
 
@@ -33,99 +43,94 @@ class _Loaded:
         return self.path[: self.path.rfind("/") + 1]
 
 
-@dataclass
 class SourceTables:
-    """All tables of a source under one folder. `files` are their relative paths, blood counts among them."""
+    """All tables of a source among `paths`, which are relative to `root`. `files` are theirs, blood counts among them.
 
-    files: set[str] = field(default_factory=set)
-    count_files: list[Path] = field(default_factory=list)
-    num_rows: int = 0
-    ignored_columns: list[str] = field(default_factory=list)
-    _loaded: list[_Loaded] = field(default_factory=list)
+    Raises:
+        ImportSourceError: a required table is missing, cannot be read, or lacks its key column.
+    """
 
-    @classmethod
-    def read(cls, source: Source, root: Path, paths: Iterable[str]) -> SourceTables:
-        """Read every table of the source among `paths`, which are relative to `root`.
-
-        Raises:
-            ImportSourceError: a required table is missing, cannot be read, lacks its key column, or says two different
-                things of one file that is not a label.
-        """
-        found = cls()
+    def __init__(self, source: Source, root: Path, paths: Iterable[str]) -> None:
+        self.source = source
         paths = [p for p in paths if not p.rsplit("/", 1)[-1].startswith(".")]
+        counts = [p for p in paths if source.counts and at_end(source.counts).search(p)]
+        self.count_files = [root / p for p in counts]
+        self.ignored_columns: list[str] = []
+        self._loaded: list[_Loaded] = []
         for table in source.tables:
-            pattern = re.compile(rf"(?:^|/){table.file}$", re.IGNORECASE)
-            matches = [(p, m) for p in paths if (m := pattern.search(p))]
+            matches = [(p, m) for p in paths if (m := at_end(table.file).search(p))]
             if not matches and table.required:
                 raise ImportSourceError(
                     f"source '{source.name}' needs a table like '{table.file}' under {root}; none is there"
                 )
             for path, match in matches:
-                found.files.add(path)
-                rows, ignored = _read_rows(root / path, table)
-                found.num_rows += sum(len(r) for r in rows.values())
-                found.ignored_columns += [f"{path}: {name}" for name in ignored]
-                found._loaded.append(_Loaded(table, path, match.groupdict(), rows))
-        if source.counts:
-            pattern = re.compile(rf"(?:^|/){source.counts}$", re.IGNORECASE)
-            counts = [p for p in paths if pattern.search(p)]
-            found.count_files = [root / p for p in counts]
-            found.files |= set(counts)
-        return found
+                rows, ignored = _read(root / path, table)
+                self.ignored_columns += [f"{path}: {name}" for name in ignored]
+                self._loaded.append(_Loaded(table, path, match.groupdict(), rows))
+        self.files = {loaded.path for loaded in self._loaded} | set(counts)
+        self.num_rows = sum(len(rows) for loaded in self._loaded for rows in loaded.rows.values())
 
-    def rows_for(self, known: Mapping[str, Any]) -> Iterator[tuple[Table, Row]]:
+    def _rows_for(self, known: Mapping[str, str]) -> Iterator[Row]:
         """The rows that speak of a file, given what is known of it (path, name, pattern groups, patient).
 
         Raises:
             ImportSourceError: two rows say different things of it, other than labels.
         """
-        known = {"patient": "", **known}
+        known, path = {"patient": "", **known}, known["path"]
         for loaded in self._loaded:
             if any(known.get(name) != value for name, value in loaded.groups.items() if name in known):
                 continue
-            path = str(known["path"])
             here = {**known, "path": path.removeprefix(loaded.folder)}
             rows = loaded.rows.get(_key(loaded.table.joins.format_map(here), loaded.table), [])
             for row in rows:
-                said = self.meanings(loaded.table, row)
-                for meaning, value in said.items():
-                    if meaning != "class" and self.meanings(loaded.table, rows[0]).get(meaning) != value:
+                for meaning, value in row.items():
+                    if meaning in MEANINGS and meaning != "class" and rows[0].get(meaning) != value:
                         raise ImportSourceError(f"{loaded.path} says two things of the {meaning} of {path}; leave one")
-                known |= said
-                yield loaded.table, row
+                known |= row
+                yield row
 
-    @staticmethod
-    def meanings(table: Table, row: Row) -> dict[str, str]:
-        """Column values under the names the importer uses. Blank ones are left out, but for a blank class, which says
-        that the file has no label."""
-        found = {}
-        for meaning, columns in table.columns.items():
-            for column in (columns,) if isinstance(columns, str) else columns:
-                value = row.get(column.casefold())
-                if value or (meaning == "class" and value is not None):
-                    found[str(meaning)] = value
-        return found
+    def describe(self, path: str, groups: Mapping[str, str]) -> Described:
+        """All that is said of a file, checked against the vocabulary.
 
-    @staticmethod
-    def characteristics(row: Row) -> list[tuple[str, str]]:
-        """(characteristic, value) for each column so named that is not blank. Raises VocabularyError for a wrong value."""
-        words = vocabulary.load()
-        return [(n, words.characteristic_value(n, row[n])) for n in words.characteristics if row.get(n)]
+        Args:
+            groups: of the images' pattern in its path.
+
+        Raises:
+            ImportSourceError, VocabularyError: a class, characteristic or diagnosis is not mapped, or said twice.
+        """
+        source, words = self.source, vocabulary.load()
+        known = {"class": "", **groups, "path": path, "name": path.rsplit("/", 1)[-1]}
+        templates = {"class": "{class}", "patient": source.patient_from, "smear": source.smear_from}
+        fields = {k: t.format_map(known) for k, t in templates.items() if t}
+        classes: list[str] = []
+        said: list[tuple[str, str, str, str, str]] = []
+        for row in self._rows_for({**known, **fields}):
+            fields |= row
+            classes += [row["class"]] if "class" in row else []
+            traits = [(name, row[name]) for name in words.characteristics if name in row]
+            said += [(n, words.characteristic_value(n, v), v, "", "reference") for n, v in traits]
+        types = [(label, "", "reference") for label in classes or [fields.get("class", "")]]
+        types += [(fields.get(f"reannotation_{n}", ""), ", re-annotation", "reannotation") for n in (1, 2)]
+        said += [("type", code, t, by, role) for t, by, role in types if t and (code := source.type_code(t))]
+        if fields.get("diagnosis"):
+            fields["diagnosis_code"] = words.diagnosis_code(fields["diagnosis"])
+        # Whether they are conflicted is worked out when they are merged.
+        common = {"vocabulary": words.version, "source": source.name, "conflicted": False}
+        labels = [
+            {"name": n, "value": v, "source_label": t, "labelled_by": source.labelled_by + by, "role": role} | common
+            for n, v, t, by, role in said
+        ]
+        return Described(path, fields, labels)
 
     def listed_but_missing(self, present: Iterable[str]) -> list[str]:
         """Paths that a table of files names although they are not there."""
-        keys = {unicodedata.normalize("NFC", p) for p in present}
-        return sorted(
-            loaded.folder + key
-            for loaded in self._loaded
-            if loaded.table.per == "file" and loaded.table.joins == "{path}"
-            for key in loaded.rows
-            if loaded.folder + key not in keys
-        )
+        there = {unicodedata.normalize("NFC", p) for p in present}
+        named = {t.folder + key for t in self._loaded if t.table.joins == "{path}" for key in t.rows}
+        return sorted(named - there)
 
 
-def _read_rows(path: Path, table: Table) -> tuple[dict[str, list[Row]], list[str]]:
-    """Rows by key, columns in lower case; and the names of the columns that mean nothing here."""
+def _read(path: Path, table: Table) -> tuple[dict[str, list[Row]], list[str]]:
+    """Rows by key, and the names of the columns that mean nothing here."""
     try:
         frame = pd.read_csv(
             path,
@@ -143,21 +148,22 @@ def _read_rows(path: Path, table: Table) -> tuple[dict[str, list[Row]], list[str
             f"{path.name} cannot be read as a table (UTF-8, separator '{table.separator}'): {error}"
         ) from error
     frame.columns = [str(name).strip().casefold() for name in frame.columns]
-    column = next((k for k in table.key if k.casefold() in frame.columns), None)
-    if column is None:
+    key = next((k.casefold() for k in table.key if k.casefold() in frame.columns), None)
+    if key is None:
         raise ImportSourceError(
             f"{path.name} has no column {' or '.join(table.key)}; it has {', '.join(frame.columns[:12])}"
         )
     frame = frame.apply(lambda values: values.str.strip())
     frame = frame.mask(frame.isin(list(table.blank)), "")
+    columns = {meaning: [names] if isinstance(names, str) else names for meaning, names in table.columns.items()}
+    means: dict[str, str] = {name.casefold(): meaning for meaning, names in columns.items() for name in names}
+    means |= {name: name for name in vocabulary.load().characteristics if table.characteristics}
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in frame.to_dict("records"):
-        rows[_key(row[column.casefold()], table)].append(row)
-    named = {c.casefold() for names in table.columns.values() for c in ((names,) if isinstance(names, str) else names)}
-    named |= {k.casefold() for k in table.key} | (
-        set(vocabulary.load().characteristics) if table.characteristics else set()
-    )
-    return dict(rows), [c for c in frame.columns if c not in named | set(table.ignore)]
+        said = {means[c]: value for c, value in row.items() if c in means and (value or means[c] == "class")}
+        rows[_key(row[key], table)].append(said)
+    known = {*means, *table.ignore, *(k.casefold() for k in table.key)}
+    return dict(rows), [c for c in frame.columns if c not in known]
 
 
 def _key(key: str, table: Table) -> str:

@@ -48,8 +48,7 @@ def assign(
     keys = _natural_keys(frame)
     codes, _ = pd.factorize(keys)
     near = duplicates.pairs(list(frame["thumbnail"]), near_duplicate_correlation)
-    joined = duplicates.groups(codes.max() + 1, codes[near])
-    component = joined[codes]
+    component = duplicates.groups(codes.max() + 1, codes[near])[codes]
     group = keys.groupby(component).transform("min")
     place = group.map({g: _unit_hash(seed, g) for g in group.unique()})
     split = pd.Series(np.select([place < test, place < test + val], ["test", "val"], "train"), frame.index)
@@ -66,9 +65,10 @@ def assign(
 
 
 def _natural_keys(frame: pd.DataFrame) -> pd.Series:
-    own = "cell/" + frame["sha256"]
-    smear = (frame["site"] + "/smear/" + frame["smear"].fillna("")).where(frame["smear"].notna(), own)
-    return (frame["site"] + "/patient/" + frame["patient"].fillna("")).where(frame["patient"].notna(), smear)
+    keys = "cell/" + frame["sha256"]
+    for kind in ("smear", "patient"):
+        keys = (frame["site"] + f"/{kind}/" + frame[kind].fillna("")).where(frame[kind].notna(), keys)
+    return keys
 
 
 def _unit_hash(seed: int, key: str) -> float:

@@ -112,10 +112,12 @@ def _sharpness(green: Floats, microns_per_px: float) -> Floats:
 
 
 def _noise(green: Floats, glass: Mask, step: int) -> Floats:
+    """Inside the glass only: at its rim lie the slopes of cells, and more of them beside a large cell."""
     second = green[:, :, :-2] - 2 * green[:, :, 1:-1] + green[:, :, 2:]
     response = np.abs(second[:, :-2] - 2 * second[:, 1:-1] + second[:, 2:])
     inside = response[:, step - 1 :: step, step - 1 :: step]  # its first pixel answers for (1, 1) of the crop
-    seen = glass[:, 1 : inside.shape[1] + 1, 1 : inside.shape[2] + 1]
+    within = glass[:, 1:-1, 1:-1] & glass[:, :-2, 1:-1] & glass[:, 2:, 1:-1] & glass[:, 1:-1, :-2] & glass[:, 1:-1, 2:]
+    inside, seen = inside[:, : within.shape[1], : within.shape[2]], within[:, : inside.shape[1], : inside.shape[2]]
     return (np.sqrt(np.pi / 2) / 6 * _mean(inside[..., None], seen, 32)[:, 0]).astype(np.float32)
 
 

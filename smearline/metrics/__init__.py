@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from smearline.errors import DataError
 from smearline.metrics.blasts import score_blasts, score_smears
@@ -20,20 +22,6 @@ from smearline.metrics.type_scores import MIN_SUPPORT, score_calibration, score_
 from smearline.vocabulary import load
 
 Json = dict[str, Any]
-PAPER: Json = {
-    "reference": "Horiuchi et al. 2025, Int J Lab Hematol, doi 10.1111/ijlh.14550",
-    "published_low": 0.973,
-    "published_high": 0.999,
-    "note": (
-        "These are understood as the accuracy of one type against all the rest, which flatters rare types: a "
-        "recogniser that never names a type that makes up 1 % of the cells still reaches 99 %. "
-        "Read sensitivity and PPV."
-    ),
-}
-NO_PATIENTS = (
-    "Not patient-independent: no patient is known for cells of {}. Cells of one patient may lie in training and "
-    "test, and their intervals take each cell as independent, so they are narrower than the truth."
-)
 
 
 def evaluate(
@@ -69,13 +57,14 @@ def evaluate(
     characteristics = score_characteristics(cells, truth, train_labels, seed)
     unknown = sorted(cells.loc[cells["patient"].isna(), "site"].unique())
     per_class = overall["types"]["per_class"]
+    texts = yaml.safe_load(files(__package__).joinpath("texts.yaml").read_text(encoding="utf-8"))
     metrics: Json = {
         "origin": origin,
         "context": dict(context),
         "vocabulary": load().version,
         "counts": _counts(every) | {"by_site": counts},
         "patient_independent": not unknown,
-        "patient_note": NO_PATIENTS.format(", ".join(unknown)) if unknown else None,
+        "patient_note": texts["no_patients"].format(", ".join(unknown)) if unknown else None,
         "intervals": {"level": 0.95, "resamples": RESAMPLES, "seed": seed, "by": interval_by(cells)},
         **{
             part: {"overall": scores, "by_site": {site: scored[part] for site, scored in by_site.items()}}
@@ -91,7 +80,7 @@ def evaluate(
             "characteristics_not_trained": [n for n, c in characteristics.items() if not c["trained"]],
             "sites_without_patients": unknown,
         },
-        "paper": PAPER
+        "paper": texts["paper"]
         | {
             "types": {
                 t: {name: per_class[t][name] for name in ("support", "one_vs_rest_accuracy")}

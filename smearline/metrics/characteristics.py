@@ -15,17 +15,9 @@ import numpy as np
 import pandas as pd
 
 from smearline.errors import DataError, nearest
+from smearline.metrics import intervals
 from smearline.metrics.cells import Ints, codes, indices, interval_by, num_patients
-from smearline.metrics.intervals import (
-    Estimate,
-    Floats,
-    bootstrap_counts,
-    f1_bounds,
-    mean,
-    paired_difference,
-    proportion,
-    ratio,
-)
+from smearline.metrics.intervals import Estimate, Floats
 from smearline.metrics.type_scores import MIN_SUPPORT
 from smearline.vocabulary import Characteristic, load
 
@@ -132,11 +124,11 @@ def _tested(part: pd.DataFrame, what: Characteristic, rng: np.random.Generator) 
     present, type_N = np.unique(part["label"], return_inverse=True)
     shape = (2, len(present), len(what.values), len(what.values))
     places = [np.ravel_multi_index((i, type_N, part["true"], part[by]), shape) for i, by in enumerate(PREDICTORS)]
-    counts = np.vstack(bootstrap_counts(part["cluster"], np.stack(places, axis=1), math.prod(shape), rng))
+    counts = np.vstack(intervals.bootstrap_counts(part["cluster"], np.stack(places, axis=1), math.prod(shape), rng))
     model, type_only = np.moveaxis(counts.reshape(-1, *shape), 1, 0)
     right, guessed = part["said"] == part["true"], part["type_only"] == part["true"]
-    difference = ratio(_right(model) - _right(type_only), model.sum(axis=(1, 2, 3)))
-    advantage = paired_difference(difference, (right & ~guessed).sum(), (guessed & ~right).sum(), len(part))
+    difference = intervals.ratio(_right(model) - _right(type_only), model.sum(axis=(1, 2, 3)))
+    advantage = intervals.paired_difference(difference, (right & ~guessed).sum(), (guessed & ~right).sum(), len(part))
     support_V = model[0].sum(axis=(0, 2))
     averaged = np.flatnonzero(support_V >= MIN_SUPPORT)
     return {
@@ -153,7 +145,7 @@ def _tested(part: pd.DataFrame, what: Characteristic, rng: np.random.Generator) 
                 "support": int(own.sum()),
                 "accuracy": _accuracy(model[:, t : t + 1]),
                 "type_only_accuracy": float(_right(type_only[:1, t : t + 1])[0] / own.sum()),
-                "sensitivity": dict(zip(what.values, ratio(np.diag(own), own.sum(axis=1)), strict=True)),
+                "sensitivity": dict(zip(what.values, intervals.ratio(np.diag(own), own.sum(axis=1)), strict=True)),
             }
             for t, (r, own) in enumerate(zip(present, model[0], strict=True))
         },
@@ -165,7 +157,7 @@ def _right(cube: Floats) -> Floats:
 
 
 def _accuracy(cube: Floats) -> Estimate:
-    return proportion(_right(cube), cube.sum(axis=(1, 2, 3)))
+    return intervals.proportion(_right(cube), cube.sum(axis=(1, 2, 3)))
 
 
 def _macro_f1(cube: Floats, averaged: Ints) -> Estimate:
@@ -173,5 +165,5 @@ def _macro_f1(cube: Floats, averaged: Ints) -> Estimate:
     confusion = cube.sum(axis=1)
     hits = np.einsum("bvv->bv", confusion)[:, averaged]
     either = (confusion.sum(axis=1) + confusion.sum(axis=2))[:, averaged]
-    f1 = ratio(2 * hits, either)
-    return mean(f1, f1_bounds(f1[0], either[0] - hits[0]))
+    f1 = intervals.ratio(2 * hits, either)
+    return intervals.mean(f1, intervals.f1_bounds(f1[0], either[0] - hits[0]))

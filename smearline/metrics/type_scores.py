@@ -19,17 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from smearline.metrics import intervals
 from smearline.metrics.cells import codes, interval_by, num_patients, probabilities
-from smearline.metrics.intervals import (
-    Floats,
-    bootstrap_counts,
-    f1_bounds,
-    interval,
-    mean,
-    proportion,
-    proportion_bounds,
-    ratio,
-)
+from smearline.metrics.intervals import Floats
 from smearline.vocabulary import load
 
 Json = dict[str, Any]
@@ -47,7 +39,7 @@ def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
     known = codes()
     R, K = known.member_RK.shape
     index_N = (cells["label"] * K + cells["predicted"]).to_numpy()
-    counts = np.vstack(bootstrap_counts(cells["cluster"], index_N[:, None], R * K, rng))
+    counts = np.vstack(intervals.bootstrap_counts(cells["cluster"], index_N[:, None], R * K, rng))
     confusion_RK = counts[0].reshape(R, K)
     support_R = confusion_RK.sum(axis=1)
 
@@ -68,16 +60,18 @@ def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
         "one_vs_rest_accuracy": weighed(within == member, decidable),
     }
     (hits, total), (_, said) = shares["sensitivity"], shares["ppv"]
-    sensitivity, ppv = ratio(hits, total), np.nan_to_num(ratio(*shares["ppv"]))
+    sensitivity, ppv = intervals.ratio(hits, total), np.nan_to_num(intervals.ratio(*shares["ppv"]))
     # Harmonic mean; 0 where a class with cells is never predicted or never right.
-    f1 = np.where(sensitivity + ppv > 0, ratio(2 * sensitivity * ppv, sensitivity + ppv), sensitivity * 0)
-    bounds = np.array([proportion_bounds(hits[0], total[0]), f1_bounds(f1[0], total[0] + said[0] - hits[0])])
+    f1 = np.where(sensitivity + ppv > 0, intervals.ratio(2 * sensitivity * ppv, sensitivity + ppv), sensitivity * 0)
+    bounds = np.array(
+        [intervals.proportion_bounds(hits[0], total[0]), intervals.f1_bounds(f1[0], total[0] + said[0] - hits[0])]
+    )
     averaged = np.flatnonzero(support_R >= MIN_SUPPORT)
 
     def estimates(r: int) -> Json:
-        found = {name: proportion(hits[:, r], total[:, r]) for name, (hits, total) in shares.items()}
+        found = {name: intervals.proportion(hits[:, r], total[:, r]) for name, (hits, total) in shares.items()}
         both = {name: found.pop(name) for name in ("sensitivity", "ppv")}
-        return both | {"f1": interval(f1[:, r], *bounds[1, :, r])} | found
+        return both | {"f1": intervals.interval(f1[:, r], *bounds[1, :, r])} | found
 
     collapsed = weighed(member, within)
     parents = [(p, known.codes.index(p)) for p in known.codes if p in load().parents]
@@ -88,10 +82,10 @@ def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
             "cells": len(cells),
             "patients": num_patients(cells),
             "interval_by": interval_by(cells),
-            "accuracy": proportion(counts @ known.member_RK.ravel(), counts.sum(axis=1)),
-            "tolerant_accuracy": proportion(counts @ known.tolerated_RK.ravel(), counts.sum(axis=1)),
-            "balanced_accuracy": mean(sensitivity[:, averaged], bounds[0][:, averaged]),
-            "macro_f1": mean(f1[:, averaged], bounds[1][:, averaged]),
+            "accuracy": intervals.proportion(counts @ known.member_RK.ravel(), counts.sum(axis=1)),
+            "tolerant_accuracy": intervals.proportion(counts @ known.tolerated_RK.ravel(), counts.sum(axis=1)),
+            "balanced_accuracy": intervals.mean(sensitivity[:, averaged], bounds[0][:, averaged]),
+            "macro_f1": intervals.mean(f1[:, averaged], bounds[1][:, averaged]),
             "averaged": [known.codes[r] for r in averaged],
             "per_class": {
                 known.codes[r]: {
@@ -107,8 +101,8 @@ def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
             p: {
                 "support": int(collapsed[1][0, r]),
                 "patients": num_patients(cells[known.within_RR[r][cells["label"]]]),
-                "sensitivity": proportion(*(c[:, r] for c in collapsed)),
-                "ppv": proportion(*(c[:, r] for c in shares["ppv"])),
+                "sensitivity": intervals.proportion(*(c[:, r] for c in collapsed)),
+                "ppv": intervals.proportion(*(c[:, r] for c in shares["ppv"])),
             }
             for p, r in parents
             if collapsed[1][0, r]

@@ -33,8 +33,7 @@ _PATIENT, _LOOK, _ANALYSER, _CELL, _PICTURE = range(1, 6)
 class SimulationSummary:
     out: Path
     num_images: int
-    num_bytes: int
-    """Of the images alone."""
+    num_bytes: int  # of the images alone
     num_by_type: Mapping[str, int]
 
 

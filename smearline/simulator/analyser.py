@@ -16,10 +16,8 @@ from smearline.errors import SiteError
 from smearline.simulator.population import Patient, tables
 
 LEUCOCYTES = ("NEUT", "LYMPH", "MONO", "EO", "BASO")
-LOGARITHMIC = ("WBC", "PLT", "IPF", "NRBC%", "IG%")
-"""Drawn as [median, standard deviation of the logarithm]."""
-RELATIVE_ERROR = 0.02
-"""Between two channels that count the same cells."""
+LOGARITHMIC = ("WBC", "PLT", "IPF", "NRBC%", "IG%")  # drawn as [median, standard deviation of the logarithm]
+RELATIVE_ERROR = 0.02  # between two channels that count the same cells
 
 
 def export(patient: Patient, units: Mapping[str, str], when: datetime, rng: np.random.Generator) -> dict[str, str]:
@@ -39,10 +37,9 @@ def export(patient: Patient, units: Mapping[str, str], when: datetime, rng: np.r
     }
     raised = {name for name, ratio in excess.items() if ratio > 1}
     abnormal = {group for group, names in layout["flags"].items() if raised & set(names)}
-    row = dict.fromkeys(layout["header"], "") | {
-        "Nickname": "XN-SIM", "Analyzer ID": "XN-20^00000", "Date": f"{when:%Y/%m/%d}", "Time": f"{when:%H:%M:%S}",
-        "Sample No.": patient.smear, "Order Type": "Initial", "Measurement Mode": "WB", "Patient ID": patient.patient,
-        "Discrete": "CBC+DIFF+RET+PLT-F", "Output": "0", "Sequence No.": str(int(rng.integers(1, 9999))),
+    row = layout["header"] | {
+        "Date": f"{when:%Y/%m/%d}", "Time": f"{when:%H:%M:%S}", "Sample No.": patient.smear,
+        "Patient ID": patient.patient, "Sequence No.": str(int(rng.integers(1, 9999))),
         "Judgment": "Positive" if abnormal else "Negative",
         "Positive(Diff.)": "Diff." if "IP ABN(WBC)" in abnormal else "",
         "Positive(Morph.)": "Morph." if any("SUS" in group for group in abnormal) else "",

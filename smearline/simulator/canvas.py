@@ -22,8 +22,7 @@ XY = tuple[Field, Field]
 Dyes = Sequence[float] | NDArray[np.float64]
 """Amounts of eosin (pink), azure (blue) and their purple Romanowsky complex, as optical density at each dye's peak."""
 TILE_PX = 512
-MARGIN_PX = 320
-"""No picture may be larger than this."""
+MARGIN_PX = 320  # no picture may be larger than this
 
 
 def disc(xy: XY, centre: complex, radius: float) -> Field:
@@ -107,8 +106,7 @@ class Window:
     """A part of the canvas seen from a cell's centre: a view [3, h, w] of the dyes, float32, and its coordinates."""
 
     dye_DHW: Field
-    xy: XY
-    """Micrometres from the centre: [1, w] and [h, 1] until they are displaced."""
+    xy: XY  # micrometres from the centre: [1, w] and [h, 1] until they are displaced
     tiles: dict[str, Field]
     rng: np.random.Generator
 

@@ -19,7 +19,7 @@ def draw(window: Window, cell: Cell, touching: Sequence[complex] = ()) -> None:
     """Draw a cell about the window's origin; a reactive one flows around the red cells at `touching`."""
     rng, looks, radius = window.rng, style(cell.type), cell.diameter_um / 2
     if cell.type in debris.DRAWN:
-        debris.draw(window, cell.type, radius)
+        debris.DRAWN[cell.type](window, radius)
         return
     body = _outline(window, cell, radius, touching)
     mask = coverage(body, EDGE_UM)

@@ -10,20 +10,8 @@ import numpy as np
 from smearline.simulator.canvas import Window, coverage, disc, ellipse
 from smearline.simulator.population import style
 
-DRAWN = ("PLT", "PLT_LARGE", "SMUDGE", "ARTEFACT")
 
-
-def draw(window: Window, kind: str, radius: float) -> None:
-    """Draw one of DRAWN about the window's origin; `radius` in µm."""
-    if kind in ("PLT", "PLT_LARGE"):
-        platelet(window, 0j, radius)
-    elif kind == "SMUDGE":
-        _smudge(window, radius)
-    else:
-        _artefact(window, radius)
-
-
-def platelet(window: Window, centre: complex, radius: float) -> None:
+def platelet(window: Window, radius: float, centre: complex = 0j) -> None:
     """A granular purple middle in a pale fringe."""
     rng, large = window.rng, radius > 2.5
     looks = style("PLT_LARGE" if large else "PLT")
@@ -37,7 +25,7 @@ def platelet(window: Window, centre: complex, radius: float) -> None:
     window.add(middle * np.maximum(grain, 0), (0.12, 0.0, 0.8))
 
 
-def _smudge(window: Window, radius: float) -> None:
+def smudge(window: Window, radius: float) -> None:
     """A burst nucleus: pale, stringy, without an edge or a cytoplasm."""
     rng, (x, y), xy = window.rng, window.xy, window.warped(1.2)
     angle, stretch = rng.uniform(0, math.pi), math.exp(abs(rng.normal(0.1, 0.2)))
@@ -50,7 +38,7 @@ def _smudge(window: Window, radius: float) -> None:
     window.paint(mask, (0.06, 0.05, rng.uniform(0.45, 1.15)), texture)
 
 
-def _artefact(window: Window, radius: float) -> None:
+def artefact(window: Window, radius: float) -> None:
     rng = window.rng
     kind = rng.random()
     if kind < 0.4:  # stain precipitate: dark grains scattered over the field
@@ -60,10 +48,14 @@ def _artefact(window: Window, radius: float) -> None:
     elif kind < 0.75:  # a clump of platelets
         for _ in range(int(rng.integers(6, 12))):
             angle, reach = rng.uniform(-math.pi, math.pi), radius * math.sqrt(rng.random()) * 0.75
-            platelet(window, rect(reach, angle), rng.uniform(1.1, 1.7))
+            platelet(window, radius=rng.uniform(1.1, 1.7), centre=rect(reach, angle))
     else:  # dirt: opaque, sharp-cornered
         x, y = window.warped(0.9, "fold")
         half, angle = radius * rng.uniform(0.4, 0.7), rng.uniform(0, math.pi)
         u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
         body = np.maximum(np.abs(u) - half * rng.uniform(0.6, 1.3), np.abs(v) - half)
         window.paint(coverage(body, 0.3), (0.6, rng.uniform(0.6, 2.0), rng.uniform(1.4, 2.6)))
+
+
+DRAWN = {"PLT": platelet, "PLT_LARGE": platelet, "SMUDGE": smudge, "ARTEFACT": artefact}
+"""All draw about the window's origin, with a radius in µm."""

@@ -72,7 +72,7 @@ def _red_cells(slide: Canvas, cell: Cell, crowding: float, rng: np.random.Genera
     for _ in range(int(rng.poisson(0.5))):
         spot = complex(*rng.uniform(-half, half, 2).tolist())
         if abs(spot) > radius + 2.2 and (window := slide.window(spot, 2.8, rng)):
-            debris.platelet(window, 0j, rng.uniform(0.9, 1.5))
+            debris.platelet(window, rng.uniform(0.9, 1.5))
     return touching
 
 

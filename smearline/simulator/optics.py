@@ -22,8 +22,7 @@ class _Checked(BaseModel):
 
 
 class Dye(_Checked):
-    absorbs: tuple[float, float, float]
-    """Optical density in red, green and blue of a unit amount."""
+    absorbs: tuple[float, float, float]  # optical density in red, green and blue of a unit amount
     strength: float = Field(gt=0, lt=4)
     """How strongly this laboratory stains; 1 is the amount that the cells are drawn with."""
 
@@ -31,26 +30,19 @@ class Dye(_Checked):
 class Simulation(_Checked):
     """The `simulation:` section of a site file."""
 
-    prefix: str = Field(pattern=r"^[A-Z]{1,3}$")
-    """First letters of every patient id of the site."""
+    prefix: str = Field(pattern=r"^[A-Z]{1,3}$")  # first letters of every patient id of the site
     utc_offset_hours: int = Field(ge=-12, le=14)
     image_px: int = Field(ge=64, le=canvas.MARGIN_PX)
-    white_point: tuple[Channel, Channel, Channel]
-    """RGB of bare glass."""
+    white_point: tuple[Channel, Channel, Channel]  # RGB of bare glass
     eosin: Dye
     azure: Dye
-    complex: Dye
-    """The purple that eosin and azure make together in nuclei."""
+    complex: Dye  # the purple that eosin and azure make together in nuclei
     day_to_day: float = Field(ge=0, lt=0.5)
     """Standard deviation of the log of each dye's strength between smears; the white point moves an eighth of it."""
-    vignetting: float = Field(ge=0, lt=0.5)
-    """Share of the light lost in the corners."""
-    blur_um: float = Field(gt=0, lt=2)
-    """Standard deviation of the point spread."""
-    gamma: float = Field(gt=0.4, lt=2.5)
-    """Exponent of the camera's tone curve; 1 is linear in the white point's units."""
-    noise: float = Field(ge=0, lt=30)
-    """Standard deviation of the sensor's noise, in grey values."""
+    vignetting: float = Field(ge=0, lt=0.5)  # share of the light lost in the corners
+    blur_um: float = Field(gt=0, lt=2)  # standard deviation of the point spread
+    gamma: float = Field(gt=0.4, lt=2.5)  # exponent of the camera's tone curve; 1 is linear in the white point's units
+    noise: float = Field(ge=0, lt=30)  # standard deviation of the sensor's noise, in grey values
     jpeg_quality: int = Field(ge=40, le=98)
 
 

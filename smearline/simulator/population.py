@@ -20,12 +20,9 @@ class Patient:
     smear: str
     diagnosis: str
     age: int
-    sex: str
-    """'F' or 'M'."""
-    mix: Mapping[str, float]
-    """Share of each type on the smear."""
-    rates: Mapping[str, float]
-    """Rate of each present/absent characteristic."""
+    sex: str  # 'F' or 'M'
+    mix: Mapping[str, float]  # share of each type on the smear
+    rates: Mapping[str, float]  # rate of each present/absent characteristic
 
 
 @dataclass(frozen=True)

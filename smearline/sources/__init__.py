@@ -8,62 +8,43 @@ step by step.
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from importlib.resources import files
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from smearline import vocabulary
 from smearline.errors import ImportSourceError, nearest
 
 Meaning = Literal[
-    "class",
-    "patient",
-    "smear",
-    "acquired_at",
-    "microns_per_px",
-    "diagnosis",
-    "age",
-    "sex",
-    "reannotation_1",
+    "class", "patient", "smear", "acquired_at", "microns_per_px", "diagnosis", "age", "sex", "reannotation_1",
     "reannotation_2",
-]
+]  # fmt: skip
 
 
-class Table(BaseModel):
+class _Described(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Table(_Described):
     """A table beside the images, joined to files by a key made of the groups of the path's pattern."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: str
-    """Regular expression for the table's path; a group that the images' pattern has too must agree with it."""
-    key: tuple[str, ...]
-    """The table's key column; the first of these that it has."""
-    joins: str
-    """The key of a file, as a template over `path`, `name`, `stem` and the pattern's groups, or over `patient`."""
-    numeric_key: bool = False
-    """Whether 7, 07 and 007 are the same key."""
-    columns: dict[Meaning, str | tuple[str, ...]] = Field(default_factory=dict)
-    """The column, or its other names, for a meaning; a column that the table lacks is ignored."""
-    header: tuple[str, ...] | None = None
-    """Column names where the file has none."""
+    file: str  # regular expression for the table's path; a group that the images' pattern has too must agree with it
+    key: tuple[str, ...]  # the table's key column; the first of these that it has
+    joins: str  # the key of a file, as a template over `path`, `name` and the pattern's groups, or over `patient`
+    numeric_key: bool = False  # whether 7, 07 and 007 are the same key
+    columns: dict[Meaning, str | tuple[str, ...]] = {}  # meaning to column (or its other names), if the table has it
+    header: tuple[str, ...] | None = None  # column names where the file has none
     separator: str = ","
-    blank: tuple[str, ...] = ()
-    """What stands for nothing."""
-    ignore: tuple[str, ...] = ()
-    """Columns (in lower case) that are known and not needed; any other unused one is reported."""
+    blank: tuple[str, ...] = ()  # what stands for nothing
+    ignore: tuple[str, ...] = ()  # columns (in lower case) known not to be needed; other unused ones are reported
     required: bool = True
-    characteristics: bool = False
-    """Whether columns named like a characteristic are labels of it."""
-    per: Literal["file", "patient"] = "file"
+    characteristics: bool = False  # whether columns named like a characteristic are labels of it
 
 
-class Source(BaseModel):
+class Source(_Described):
     """One layout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     describe: str
@@ -71,17 +52,13 @@ class Source(BaseModel):
     """'imported': the source brings labels alone, for images of the same site that are in the data set already."""
     pattern: str
     """Regular expression for the end of an image's path; groups: class, patient, smear, and any that templates use."""
-    class_from: str = "{class}"
     patient_from: str | None = None
     smear_from: str | None = None
-    microns_per_px: float | None = None
-    """As the owner states it; must agree with the site's file."""
-    classes: dict[str, str | None] | None = None
-    """Class name to code, or to null where it says nothing. None: the vocabulary's own codes and aliases."""
+    microns_per_px: float | None = None  # as the owner states it; must agree with the site's file
+    classes: dict[str, str | None] | None = None  # name to code, or to null: no label. None: the vocabulary's own names
     labelled_by: str
     tables: tuple[Table, ...] = ()
-    counts: str | None = None
-    """Regular expression for blood-count exports lying beside the images."""
+    counts: str | None = None  # regular expression for blood-count exports lying beside the images
 
     @field_validator("classes")
     @classmethod
@@ -90,15 +67,11 @@ class Source(BaseModel):
             vocabulary.load().children(code)
         return classes
 
-    @cached_property
-    def path_pattern(self) -> re.Pattern[str]:
-        return re.compile(rf"(?:^|/){self.pattern}$", re.IGNORECASE)
-
     def type_code(self, label: str) -> str | None:
         """The code of a class name of this source; None where it is known to say nothing.
 
         Raises:
-            ImportSourceError: the name is not mapped; the message gives the nearest known ones.
+            ImportSourceError, VocabularyError: the name is not mapped; the message gives the nearest known ones.
         """
         if self.classes is None:
             return vocabulary.load().type_code(label)
@@ -108,6 +81,11 @@ class Source(BaseModel):
                 f"Nothing was imported. Map it in smearline/sources/{self.name}.yaml under 'classes'."
             )
         return self.classes[label]
+
+
+def at_end(pattern: str) -> re.Pattern[str]:
+    """What finds a source's pattern at the end of a relative path."""
+    return re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
 
 
 def names() -> list[str]:

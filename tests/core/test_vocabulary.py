@@ -41,7 +41,8 @@ def test_what_is_not_known_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("name", sources.names())
 def test_every_source_is_valid(name: str):
-    assert sources.load(name).path_pattern
+    source = sources.load(name)
+    assert all(sources.at_end(pattern) for pattern in (source.pattern, *(table.file for table in source.tables)))
 
 
 def test_an_unknown_source_names_the_known():

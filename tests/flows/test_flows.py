@@ -68,7 +68,7 @@ def promoted(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
                 assert run(retrain, space).is_completed()
             says(space, version)
             assert run(promote, space).name == "AwaitingApproval"
-            approve(space, version, "looked at every error")
+            approve(space.folder, version, "looked at every error")
             assert run(promote, space).name == "Completed"
     return folder, token
 
@@ -141,7 +141,7 @@ def test_dvcs_own_lock_is_told_apart(space: Workspace):
 
 def test_nothing_is_promoted_without_an_approval(space: Workspace, token: str, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FlowError, match="no gate has compared"):
-        approve(space, "v1", "trust me")
+        approve(space.folder, "v1", "trust me")
     says(space, "v1")
     state = run(promote, space)
     assert state.name == "AwaitingApproval"
@@ -150,16 +150,16 @@ def test_nothing_is_promoted_without_an_approval(space: Workspace, token: str, m
 
     monkeypatch.setenv("SMEARLINE_TOKEN", tokens.create(space.service / "tokens.yaml", "scanner", ["recognise"]))
     with pytest.raises(TokenError, match="not approve"):
-        approve(space, "v1", "looks good")
+        approve(space.folder, "v1", "looks good")
     monkeypatch.delenv("SMEARLINE_TOKEN")
     with pytest.raises(TokenError, match="SMEARLINE_TOKEN"):
-        approve(space, "v1", "looks good")
+        approve(space.folder, "v1", "looks good")
     monkeypatch.setenv("SMEARLINE_TOKEN", token)
     with pytest.raises(FlowError, match="reason"):
-        approve(space, "v1", " ")
+        approve(space.folder, "v1", " ")
     assert run(promote, space).name == "AwaitingApproval"
 
-    assert approve(space, "v1", "looked at every error") == "haematologist"
+    approve(space.folder, "v1", "looked at every error")
     assert run(promote, space).name == "Completed"
     assert serving(space) == "v1.0.0"
     (told,) = audit.entries(space.folder, "promote")
@@ -181,19 +181,25 @@ def test_a_worse_challenger_is_refused_and_cannot_be_approved(second: Workspace)
     assert not result["passed"]
     assert "lab.accuracy" in [c["metric"] for c in result["checks"] if not c["passed"]]
     with pytest.raises(FlowError, match="cannot be approved"):
-        approve(second, "v3", "please")
+        approve(second.folder, "v3", "please")
     path = second.folder / "gate/v3.0.0.json"
     path.write_text(path.read_text().replace("false", "true"))
     with pytest.raises(FlowError, match="not what the gate wrote"):
-        approve(second, "v3", "please")
+        approve(second.folder, "v3", "please")
     assert run(promote, second).name == "NothingNew"  # it was refused before
     assert serving(second) == "v2.0.0"
+
+
+def test_nothing_is_promoted_on_an_audit_log_that_was_changed(second: Workspace):
+    log = second.folder / audit.LOG
+    log.write_text(log.read_text().replace("looked at every error", "looked at nothing"))
+    assert "cannot be trusted" in run(promote, second).message
 
 
 def test_a_new_label_of_a_frozen_cell_needs_a_new_approval(space: Workspace, token: str):
     says(space, "v1")
     run(promote, space)
-    approve(space, "v1", "looked")
+    approve(space.folder, "v1", "looked")
     path = dataset.labels_path(space.folder / "data", "lab")
     table = pd.read_parquet(path)
     table.loc[0, "value"] = "EOS"
@@ -215,7 +221,7 @@ def test_rollback_needs_neither_remote_nor_cache_and_holds(second: Workspace):
     assert "no version was in production before" in run(rollback, second, "again").message
     # The approval that v2 had does not bring it back by itself.
     assert run(promote, second).name == "AwaitingApproval"
-    assert audit.problems(second.folder, [t.said["audit"] for t in registry.tags(second)]) == []
+    assert registry.audit_problems(second) == []
 
 
 def test_rollback_without_a_token_or_a_bento_is_refused(second: Workspace, monkeypatch: pytest.MonkeyPatch):

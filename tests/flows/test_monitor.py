@@ -27,10 +27,13 @@ def cells(smear: int, number: int = 40, paler: float = 0.0) -> pd.DataFrame:
     """What a recogniser says of the cells of a smear, its staining `paler` than usual."""
     random = np.random.default_rng(smear)
     types = list(vocabulary.load().types)
-    named = [types[i % 5] for i in range(number)]
+    named = [types[i] for i in random.integers(0, 5, number)]
     frame = pd.DataFrame({"sha256": [f"{smear * 1000 + i:064x}" for i in range(number)], "site": "lab"})
     frame = frame.assign(patient=f"p{smear}", smear=f"s{smear}", predicted_type=named, scale_assumed=False)
-    frame = frame.assign(**{f"p_{t}": [0.9 if t == n else 0.1 / (len(types) - 1) for n in named] for t in types})
+    sure = random.uniform(0.6, 0.99, number)
+    frame = frame.assign(
+        **{f"p_{t}": np.where([t == n for n in named], sure, (1 - sure) / (len(types) - 1)) for t in types}
+    )
     usual = random.normal(1.0, 0.02)
     colours = {name: usual - paler + random.normal(0, 0.05, number) for name in staining.FEATURES}
     return frame.assign(**colours, embedding=list(random.normal(0, 1, (number, 8)).astype("float32")))
