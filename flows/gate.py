@@ -26,7 +26,7 @@ class Check:
     """One line of the gate's result. Shares in 0..1; None where it cannot be computed."""
 
     metric: str
-    cells: int
+    cells: int | None
     champion: float | None
     challenger: float | None
     low: float | None
@@ -111,14 +111,15 @@ def seen_in_training(cells: pd.DataFrame, trained_on: pd.DataFrame) -> Check:
     return Check("not_seen_in_training", len(cells), None, None, None, num == 0, says)
 
 
-def diagnosis(challenger: Mapping[str, Any], champion: Mapping[str, Any]) -> list[Check]:
-    """The diagnostic models by their own cross-validated AUC, each on its data: not below the champion's lower bound."""
-    old, low, new = champion.get("diagnosis/auc"), champion.get("diagnosis/auc_low"), challenger.get("diagnosis/auc")
+def diagnosis(challenger: Mapping[str, Any], champion: Mapping[str, Any], margin: float) -> list[Check]:
+    """The diagnostic models by their own cross-validated AUC, each on its data: not below the champion's lower bound, nor by
+    more than the margin below its value, whichever is lower. Nothing where the champion has none."""
+    old, new = champion.get("diagnosis/auc"), challenger.get("diagnosis/auc")
     if old is None:
         return []
-    passed = new is not None and low is not None and new >= low
-    says = "missing: refused" if new is None or low is None else f"the champion's lower bound is {low:.3f}"
-    return [Check("diagnosis_auc", 0, old, new, None, passed, says)]
+    limit = min(old - margin, champion.get("diagnosis/auc_low", old))
+    says = "missing for the challenger: refused" if new is None else f"the limit is {limit:.3f}"
+    return [Check("diagnosis_auc", None, old, new, None, new is not None and new >= limit, says)]
 
 
 def verdict(checks: Iterable[Check], **about: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 
 from flows import artifacts, audit, gate, production, registry, smears
@@ -56,6 +57,7 @@ def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
     return Completed(message=f"{challenger.name} (package {challenger.package}) is in production")
 
 
+@task(task_run_name="gate {challenger.name}", cache_policy=NO_CACHE)
 def compare(space: Workspace, challenger: Version, champion: Version | None) -> tuple[Path, str, dict[str, Any], bool]:
     """Run the gate and keep its result: its file, its SHA-256, what it says, and whether it says anything new."""
     params = settings.load()
@@ -63,11 +65,12 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
     old = smears.named(space, champion, data, cells) if champion else None
     new = smears.named(space, challenger, data, cells)
     package = registry.fetched(space, challenger, "package")
+    of_champion = _metrics(registry.fetched(space, champion, "package")) if champion else {}
     seen = pd.read_parquet(package / "recogniser" / "trained_on.parquet", columns=["sha256", "site", "patient"])
     checks = [
         *gate.compare(cells, new, old, margin=params.gate.margin, seed=params.gate.seed),
         gate.seen_in_training(cells, seen),
-        *gate.diagnosis(_metrics(package), _metrics(registry.fetched(space, champion, "package")) if champion else {}),
+        *gate.diagnosis(_metrics(package), of_champion, params.gate.margin),
     ]
     result = gate.verdict(
         checks,

@@ -20,7 +20,6 @@ from flows.frame import in_workspace, nothing_new
 from flows.workspace import DvcLocked, FlowError, Workspace
 
 LINEAGE = Path("package/lineage.json")
-PAGES = {"recogniser": Path("evaluation/evaluation.html"), "diagnosis": Path("evaluation/diagnosis.html")}
 
 
 def _locked(task: object, run: object, state: State[Any]) -> bool:
@@ -114,8 +113,7 @@ def _candidate(space: Workspace, lineage: dict[str, Any], made: list[Path]) -> S
     new, old = lineage["metrics"], champion_metrics(space)
     rows = [{"metric": m, "candidate": new.get(m), "champion": old.get(m)} for m in sorted({*new, *old})]
     artifacts.table("retrain-metrics", rows, f"{name} beside the version in production, each on its own test cells")
-    for what, page in PAGES.items():
-        artifacts.link(f"retrain-{what}", page, f"Evaluation of the {what}")
+    artifacts.link("retrain-evaluation", Path("evaluation/evaluation.html"), f"Evaluation of {name}")
     return Completed(message=f"candidate {name}, package {package}; next: python -m flows promote")
 
 

@@ -18,7 +18,7 @@ from prefect.schedules import Cron
 
 from flows import artifacts
 
-SHOWN = ("evaluation/", "watch/")
+SHOWN = ("evaluation", "watch")
 
 
 def deployments(workspace: Path) -> list[RunnerDeployment]:
@@ -45,13 +45,13 @@ def deployments(workspace: Path) -> list[RunnerDeployment]:
     return found
 
 
-class _Pages(SimpleHTTPRequestHandler):
+class Pages(SimpleHTTPRequestHandler):
     """The reports of a workspace, and nothing else of it."""
 
     def translate_path(self, path: str) -> str:
-        found = super().translate_path(path)
-        inside = os.path.relpath(os.path.realpath(found), os.path.realpath(self.directory))
-        return found if inside.startswith(SHOWN) and Path(found).is_file() else os.devnull + "/none"  # is not found
+        found = Path(super().translate_path(path)).resolve()
+        allowed = any(found.is_relative_to(Path(self.directory, name).resolve()) for name in SHOWN)
+        return str(found if allowed and found.is_file() else Path(self.directory, "not found"))
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -59,7 +59,7 @@ class _Pages(SimpleHTTPRequestHandler):
 
 def serve(workspace: Path, pages_port: int) -> None:
     """Run until stopped."""
-    pages = ThreadingHTTPServer(("127.0.0.1", pages_port), functools.partial(_Pages, directory=str(workspace)))
+    pages = ThreadingHTTPServer(("127.0.0.1", pages_port), functools.partial(Pages, directory=str(workspace)))
     threading.Thread(target=pages.serve_forever, daemon=True).start()
     os.environ[artifacts.PAGES] = f"http://127.0.0.1:{pages.server_port}"  # the runs are children of this process
     prefect.serve(*deployments(workspace), pause_on_shutdown=False)

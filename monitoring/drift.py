@@ -3,10 +3,10 @@
 Smears, not cells, are compared: cells of one smear are not independent, and a test on 10^5 cells fires always. The distance
 of a feature is the first Wasserstein distance between the smears of both. Its threshold comes from resampling: the days (the
 smears, where days are not known) of window and reference together are dealt anew to a window of the same size, 999 times.
-Such a permutation keeps its false-alarm rate at any size; a bootstrap of the reference alone did not (bench/results/drift.json).
-The rate is that of one verdict over all features of all families: each distance is put in units of its own 99th percentile,
-and the threshold is the 95th percentile of the largest (single-step maximum; Westfall & Young 1993, Resampling-Based
-Multiple Testing).
+Such a permutation keeps its false-alarm rate at any size; a bootstrap of the reference alone does not
+(bench/results/false_alarms.json). The rate is that of one verdict over all features of all families: each distance is put in
+units of its own 99th percentile, and the threshold is the 95th percentile of the largest (single-step maximum; Westfall &
+Young 1993, Resampling-Based Multiple Testing).
 """
 
 from __future__ import annotations

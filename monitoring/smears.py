@@ -135,8 +135,8 @@ def _sums(place: NDArray[np.int64], values: Floats, size: int) -> tuple[Floats, 
 def named(cells: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS) -> pd.DataFrame:
     """The cells, each once, with `day` (YYYY-MM-DD or null), `smear` and `pseudo`.
 
-    Cells without a smear are cut into pseudo-smears of `pseudo_cells`, day by day in the order in which they are stored. Where no day
-    is known the order is that of files in folders, often by label: then they are taken in the order of their digests.
+    Cells without a smear are cut into pseudo-smears of `pseudo_cells`, day by day in the order in which they are stored. Where
+    no day is known that is the order of files in folders, often by label: then they go in the order of their digests.
     """
     cells = cells.drop_duplicates(["site", "smear", "sha256"], keep="last").reset_index(drop=True)
     day = cells["day"] if "day" in cells else pd.to_datetime(cells["acquired_at"], utc=True).dt.strftime("%Y-%m-%d")

@@ -40,7 +40,7 @@ def new_smears(
         return made
     sites.mkdir(parents=True, exist_ok=True)
     file = yaml.safe_load((space.folder / "sites" / f"{site}.yaml").read_text(encoding="utf-8"))
-    file["simulation"] |= {"prefix": f"{name[:1].upper()}{seed}", **change}
+    file["simulation"] |= {"prefix": name[:2].upper(), **change}
     (sites / f"{site}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
     numbers = ("--seed", str(seed), "--patients", str(smears), "--cells", str(cells))
     space.run(

@@ -88,6 +88,7 @@ def main() -> None:
         shutil.copytree(diagnosis, PACKAGE / "diagnosis")
     headlines = [Path("evaluation") / name for name in ("headline.json", "diagnosis_headline.json")]
     metrics = [json.loads(path.read_text(encoding="utf-8")) for path in headlines]
+    judged = json.loads(Path("evaluation/diagnosis.json").read_text(encoding="utf-8"))
     lineage = {
         "smearline": __version__,
         "commit": _git("rev-parse", "HEAD"),
@@ -105,7 +106,13 @@ def main() -> None:
             "embedding": model.embedding_version,
             "vocabulary": model.card.vocabulary,
         },
-        "diagnosis": card and {"groups": card.groups, "origin": card.origin, "data_digest": card.data_digest},
+        "diagnosis": card
+        and {
+            "groups": card.groups,
+            "origin": card.origin,
+            "data_digest": card.data_digest,
+            "evidence": judged["evidence"],
+        },
         "diagnosis_absent_because": None if card else json.loads(absent.read_text(encoding="utf-8"))["because"],
         "onnx_max_difference": difference,
         "intended_use": model.card.intended_use,

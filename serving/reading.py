@@ -181,7 +181,11 @@ class Reader:
             said = self.diagnosis.diagnose(summary, counts).iloc[0].to_dict()
             probabilities = {g: said[f"p_{g}"] for g in self.diagnosis.card.groups}
             names = ("status", "group", "reasons", "abstained_because", "not_available", "origin")
-            found["diagnosis"] = {**{name: said[name] for name in names}, "probabilities": probabilities}
+            found["diagnosis"] = {
+                **{name: said[name] for name in names},
+                "probabilities": probabilities,
+                "evidence": self.lineage["diagnosis"].get("evidence"),
+            }
         return found
 
     def _no_diagnosis(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _tested(part: pd.DataFrame, what: Characteristic, rng: np.random.Generator) 
     present, type_N = np.unique(part["label"], return_inverse=True)
     shape = (2, len(present), len(what.values), len(what.values))
     places = [np.ravel_multi_index((i, type_N, part["true"], part[by]), shape) for i, by in enumerate(PREDICTORS)]
-    counts = np.vstack(intervals.bootstrap_counts(part["cluster"], np.stack(places, axis=1), math.prod(shape), rng))
+    counts = intervals.bootstrap_counts(part["cluster"], np.stack(places, axis=1), math.prod(shape), rng)
     model, type_only = np.moveaxis(counts.reshape(-1, *shape), 1, 0)
     right, guessed = part["said"] == part["true"], part["type_only"] == part["true"]
     difference = intervals.ratio(_right(model) - _right(type_only), model.sum(axis=(1, 2, 3)))

@@ -39,7 +39,7 @@ def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
     known = codes()
     R, K = known.member_RK.shape
     index_N = (cells["label"] * K + cells["predicted"]).to_numpy()
-    counts = np.vstack(intervals.bootstrap_counts(cells["cluster"], index_N[:, None], R * K, rng))
+    counts = intervals.bootstrap_counts(cells["cluster"], index_N[:, None], R * K, rng)
     confusion_RK = counts[0].reshape(R, K)
     support_R = confusion_RK.sum(axis=1)
 

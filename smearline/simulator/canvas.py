@@ -128,7 +128,7 @@ class Window:
             dye += mask * ((float(amount) if gain is None else float(amount) * gain) - dye)
 
     def add(self, mask: Field, amounts: Dyes) -> None:
-        """Lay more dye over what is there; negative amounts bleach."""
+        """Lay more dye over what is there."""
         for dye, amount in zip(self.dye_DHW, amounts, strict=True):
             if amount:
                 dye += float(amount) * mask

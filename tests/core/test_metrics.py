@@ -109,7 +109,8 @@ def test_the_bootstrap_is_that_of_whole_clusters() -> None:
     rng = np.random.default_rng(4)
     cluster = np.concatenate([np.repeat(np.arange(12), 10), np.arange(12, 60)])  # 12 patients, and 48 lone cells
     category = np.where(rng.random(len(cluster)) < 0.1 + 0.8 * (cluster % 2), 1, 0)
-    observed, drawn = bootstrap_counts(cluster, category[:, None], 2, rng)
+    counts = bootstrap_counts(cluster, category[:, None], 2, rng)
+    observed, drawn = counts[0], counts[1:]
     assert observed.tolist() == np.bincount(category).tolist()
     own = np.stack([np.bincount(cluster[category == c], minlength=60) for c in (0, 1)], axis=1)
     plain = own[rng.integers(0, 60, (4000, 60))].sum(axis=1)

@@ -124,7 +124,7 @@ def test_a_challenger_that_was_trained_on_a_frozen_patient_is_refused(cells: pd.
 def test_a_challenger_without_the_champions_diagnosis_is_refused():
     champion = {"diagnosis/auc": 0.9, "diagnosis/auc_low": 0.8}
     passed = {
-        n: all(c.passed for c in gate.diagnosis(m, champion))
+        n: all(c.passed for c in gate.diagnosis(m, champion, 0.03))
         for n, m in {
             "better": {"diagnosis/auc": 0.95},
             "within": {"diagnosis/auc": 0.82},
@@ -133,4 +133,4 @@ def test_a_challenger_without_the_champions_diagnosis_is_refused():
         }.items()
     }
     assert passed == {"better": True, "within": True, "worse": False, "missing": False}
-    assert gate.diagnosis({}, {}) == []
+    assert gate.diagnosis({}, {}, 0.03) == []
