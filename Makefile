@@ -43,7 +43,7 @@ real-cross: setup ## train on PBC alone and test on JHU, and the other way round
 	@$(PY) -m pipelines.workspace cross --data "$(DATA)"
 
 serve: setup ## start the last bento, without torch, and print curl lines that work: make serve WORKSPACE=.work/demo PORT=3000
-	@$(PY) -m serving.run --workspace $(WORKSPACE) --port $(PORT)
+	@$(PY) -m serving.run --workspace $(WORKSPACE) --port $(PORT) --venv .venv-serve
 
 flows: setup ## Prefect's server, and the flows at their times: make flows WORKSPACE=.work/demo
 	@cd $(WORKSPACE) && export PREFECT_HOME=$$PWD/.smearline/prefect PREFECT_API_URL=http://127.0.0.1:4200/api && \

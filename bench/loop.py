@@ -77,6 +77,7 @@ def clone() -> None:
     dvc = [sys.executable, "-m", "dvc"]
     for command in (["remote", "add", "--local", "-f", "-d", "local", str(remote)], ["pull", "-q"]):
         subprocess.run([*dvc, *command], cwd=LOOP, env=environment(), check=True)
+    subprocess.run([sys.executable, "-m", "serving.bento"], cwd=LOOP, env=environment(), check=True)
 
 
 def serve(client: httpx.Client, folder: Path, again: str = "") -> tuple[list[dict[str, Any]], float]:

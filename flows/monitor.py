@@ -68,7 +68,7 @@ def judge(folder: str, site: str, reference: str) -> list[dict[str, str]]:
     now = json.dumps([reference, reviews, [(p.name, p.stat().st_mtime_ns) for p in files]])
     if state.exists() and state.read_text() == now:
         return []
-    witnesses = {"reviewers": reviews, "analyser": pd.concat([c.counts for c in signed]) if signed else None}
+    witnesses = {"reviewers": reviews, "analyser": store.counts(cases)}
     found = watch.judge(store.home / "log", site, Path(reference), Path("watch"), days=DAYS, witnesses=witnesses)
     print(found.sentence)
     page, key = Path("watch") / site / found.day / "index.html", f"verdict-{site.replace('_', '-')}"

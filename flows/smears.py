@@ -38,7 +38,7 @@ def frozen(data: Path) -> pd.DataFrame:
         before = fresh.groupby("site").cumcount().groupby([fresh["site"], fresh["place"]]).transform("min")
         known = pd.concat([known, fresh.loc[before < CELLS_PER_SITE, columns]], ignore_index=True)
         FROZEN.parent.mkdir(exist_ok=True)
-        unfinished = FROZEN.with_suffix(".unfinished")
+        unfinished = STATE / "smears.unfinished"
         known.to_parquet(unfinished, index=False)
         unfinished.replace(FROZEN)
     cells = known.merge(labels, on="sha256")

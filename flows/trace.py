@@ -40,12 +40,12 @@ def trace(workspace: Path, answer_id: str) -> dict[str, Any]:
         "commit": version.commit if version else MISSING,
         "code_and_parameters": {k: made.get(k, MISSING) for k in ("commit", "parameters_sha256", "origin")},
         "data": made.get("data", MISSING),
-        "metrics": made.get("metrics", MISSING),
         "gate": [_told(e, "says", "champion", "gate_sha256") for e in gates] or MISSING,
         "approvals": [_told(e, "reason", "gate_sha256") for e in told["approve"]] or MISSING,
         "production": [_told(e, "what") for e in told["promote"] + told["rollback"]] or MISSING,
         "verdict_of_that_day": _told(verdict, "day", "verdict", "sentence", "page") if verdict else MISSING,
         "audit_log": registry.audit_problems(space) or "whole",
+        "metrics": made.get("metrics", MISSING),
     }
 
 
@@ -53,7 +53,7 @@ def shown(found: dict[str, Any], indent: str = "") -> str:
     """Plain text: a line a fact."""
     lines = []
     for name, value in found.items():
-        label = f"{indent}{name.replace('_', ' ')}"
+        label = f"{indent}{name}"
         if isinstance(value, dict):
             lines += [label, shown(value, indent + "  ")]
         elif isinstance(value, list):

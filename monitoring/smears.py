@@ -196,7 +196,7 @@ def _within_type(rest_NF: Floats, centres: Centres) -> dict[str, float]:
     known = rest_NF[~np.isnan(rest_NF[:, 0])]
     if len(known) < LEAST_CELLS // 2:
         return {}
-    confidence, uncertain = centres.mean_F[:2] + known[:, :2].mean(axis=0)
+    confidence, uncertain = np.clip(centres.mean_F[:2] + known[:, :2].mean(axis=0), 0, 1)
     e = known[:, 2:]
     # Mean inner product of different cells: unlike the squared mean it does not grow as the cells become fewer.
     squared = ((e.sum(axis=0) ** 2).sum() - (e**2).sum()) / (len(e) * (len(e) - 1))

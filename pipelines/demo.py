@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -57,9 +58,9 @@ def _say_more(space: Workspace) -> None:
     for path in sorted((space.folder / "watch").glob("*/*/verdict.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         print(f"  {os.path.relpath(path.parent, Path.cwd())}/index.html\n    {found['verdict']}: {found['sentence']}")
-    examples = space.folder / ".smearline" / "service" / "curl.txt"
-    print("three lines that work once `make serve` runs:")
-    print(examples.read_text(encoding="utf-8") if examples.exists() else "  (make serve prints them)")
+    said = (space.folder / rehearsal.SERVICE_LOG).read_text(encoding="utf-8")
+    lines = re.sub(r"http://127\.0\.0\.1:\d+", "http://127.0.0.1:3000", said[said.index("one cell:") :])
+    print(f"three lines that work in {where} once `make serve` runs:\n{lines.strip()}")
     print(f"""Prefect's page (runs, artifacts, schedules):        make flows WORKSPACE={where}     http://127.0.0.1:4200
 Evidently's page (the sites' history):              make drift-ui WORKSPACE={where}  http://127.0.0.1:8000
 a model goes to production by the gate and a person: cd {where} && python -m flows promote

@@ -54,13 +54,18 @@ def new_smears(
     return made
 
 
+SERVICE_LOG = Path(".smearline/service.log")
+
+
 @contextmanager
 def service(space: Workspace) -> Iterator[tuple[str, str]]:
     """The workspace's service on a free port, as `make serve` starts it: its URL and a token."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}", space.folder / ".smearline" / "service.log"
+    url, log = f"http://127.0.0.1:{port}", space.folder / SERVICE_LOG
+    log.parent.mkdir(exist_ok=True)
+    log.touch(mode=0o600)  # the first start prints a token
     command = [sys.executable, "-m", "serving.run", "--workspace", str(space.folder), "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=space.folder, env=environment(), stdout=output, stderr=output)

@@ -115,7 +115,9 @@ class Workspace:
         timing = self.folder / ".smearline" / "run.json"
         timing.parent.mkdir(exist_ok=True)
         before = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else {}
-        timing.write_text(json.dumps({"seconds": {**before, **seconds}}), encoding="utf-8")  # of each stage, the last time
+        timing.write_text(
+            json.dumps({"seconds": {**before, **seconds}}), encoding="utf-8"
+        )  # of each stage, the last time
         headline: dict[str, float] = {}
         for name in ("headline.json", "diagnosis_headline.json"):
             headline |= json.loads((self.folder / "evaluation" / name).read_text(encoding="utf-8"))

@@ -7,6 +7,8 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -34,7 +36,7 @@ class SmearRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    site: str
+    site: str = Field(pattern=r"^[a-z][a-z0-9_]{1,31}$")
     smear: str | None = Identifier
     patient: str | None = Identifier
     acquired_at: AwareDatetime | None = None
@@ -100,6 +102,7 @@ app = FastAPI(
     description="Research use only.",
     docs_url=None,
     redoc_url=None,  # their pages load scripts from outside; /openapi.json stays
+    telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # BentoML counts already
 )
 app.add_middleware(http.Guard)
 http.answer_errors(app)
@@ -112,12 +115,7 @@ def _body(media: str, properties: dict[str, Any], required: list[str]) -> dict[s
 
 _TEXT, _FILE = {"type": "string"}, {"type": "string", "format": "binary"}
 _IMAGES = {"type": "array", "items": _FILE, "maxItems": http.LIMITS["images"]}
-_RECOGNISE = {
-    "images": _IMAGES,
-    "site": _TEXT,
-    "smear": _TEXT,
-    "acquired_at": {"type": "string", "format": "date-time"},
-}
+_RECOGNISE = {"images": _IMAGES, "site": _TEXT, "smear": _TEXT, "acquired_at": _TEXT | {"format": "date-time"}}
 _DIAGNOSE = {"images": _IMAGES, "request": DiagnoseRequest.model_json_schema(), "cbc": _FILE}
 
 
@@ -147,7 +145,7 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
     received, desk = datetime.now(UTC), request.app.state.desk
     reader, store = desk.reader, desk.store
     holder = http.allowed(request, site=asked.site)
-    site = sites.load(asked.site)
+    site = _site(sites.directory() / f"{asked.site}.yaml")
     origin = reader.origin(site, kind == "diagnose")
     if site.use == "clinical" and reader.card.origin == "simulated":
         raise HTTPException(409, f"site '{site.name}' is in clinical use, and this model learned from simulated data")
@@ -199,6 +197,16 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
     return await desk.once(request, parts.digest, work)
 
 
+def _site(path: Path) -> Site:
+    """The site's file as it is now; reading one takes longer than recognising a cell."""
+    return _site_at(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=256)
+def _site_at(path: Path, _: int) -> Site:
+    return sites.load(path.stem, path.parent)
+
+
 def _valid(kind: type[Any], given: Any) -> Any:
     try:
         return kind.model_validate(given)
@@ -241,8 +249,13 @@ async def smear(request: Request, case_id: str) -> Response:
     http.allowed(request, "diagnose", "review")
     found = await asyncio.to_thread(_case, request, case_id)
     answers = [json.loads(a["body"]) for a in found["answers"]]
-    origin = "simulated" if any(a["origin"] == "simulated" for a in answers) else "real"
-    return _json(http.as_json({**found, "answers": answers, "origin": origin, "intended_use": http.NOTICE}))
+    return _json(http.as_json({**found, "answers": answers, **_notice(found)}))
+
+
+def _notice(case: dict[str, Any]) -> dict[str, str]:
+    """What every answer says."""
+    simulated = any(answer["origin"] == "simulated" for answer in case["answers"])
+    return {"origin": "simulated" if simulated else "real", "intended_use": http.NOTICE}
 
 
 def _case(request: Request, case_id: str) -> dict[str, Any]:
@@ -269,13 +282,7 @@ async def review(request: Request) -> Response:
         overrides = [{**row, **by} for row in _overrides(asked, case, store.predictions(asked.case_id))]
         if not overrides and not asked.sign_off:
             raise HTTPException(422, "nothing is set and nothing signed off: give cells, diagnosis or sign_off")
-        origin = "simulated" if any(a["origin"] == "simulated" for a in case["answers"]) else "real"
-        told = {
-            "overrides": len(overrides),
-            "signed_off": asked.sign_off,
-            "origin": origin,
-            "intended_use": http.NOTICE,
-        }
+        told = {"overrides": len(overrides), "signed_off": asked.sign_off, **_notice(case)}
         body = http.as_json({"case_id": asked.case_id, **by, **told})
         kept: bytes = store.review(asked.case_id, body, overrides, by if asked.sign_off else None, key)
         return kept

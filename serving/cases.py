@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -215,11 +215,12 @@ class CaseStore:
 
     def _keep_images(self, case: Case, answer: Answer, images: Sequence[Mapping[str, Any]]) -> None:
         folder = self.home / "incoming" / case.site / stamp(answer.received_at)[:10]
+        new = [] if folder.exists() else [folder.parent, folder.parent.parent]
         with dataset.CellWriter(folder, f"{case.site}-{answer.answer_id}") as writer:
             for row in images:
                 writer.add(row)
-        for path in (*folder.glob(f"*-{answer.answer_id}-*.parquet"), folder, folder.parent):
-            if path.exists():
+        if images:
+            for path in (*folder.glob(f"*-{answer.answer_id}-*.parquet"), folder, *new):
                 _sync(path)
 
     def case(self, case_id: str) -> dict[str, Any] | None:
@@ -276,6 +277,13 @@ class CaseStore:
             dataset.write_table(table.replace_schema_metadata({"smearline.answers": state}), path, compression="zstd")
             written.append(path)
         return written
+
+    def counts(self, case_ids: Collection[str]) -> pd.DataFrame:
+        """Rows of cbc.COUNTS that came with these cases; of a case that sent several, the last."""
+        query = sa.select(ANSWERS.c.case_id, ANSWERS.c.counts).where(ANSWERS.c.counts.is_not(None))
+        last = {row["case_id"]: row["counts"] for row in self._rows(query.order_by(ANSWERS.c.received_at))}
+        tables = [_table(last[case]) for case in sorted(set(case_ids) & set(last))]
+        return pa.concat_tables(tables or [cbc.COUNTS.empty_table()]).to_pandas()
 
     def signed_off(self, not_ingested: bool = True) -> list[SignedCase]:
         """The cases that a reviewer signed off, each as it was at its last sign-off."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
@@ -23,15 +22,9 @@ from smearline import tokens
 from smearline.errors import ImportSourceError, SiteError, SmearlineError, TokenError, VocabularyError
 
 NOTICE = "research use only"
-LIMITS = {"images": 512, "image_bytes": 8_000_000, "request_bytes": 128_000_000, "requests_at_once": 32}
-_STATUS = {
-    KeyReused: 422,
-    CaseConflict: 409,
-    ImportSourceError: 422,
-    SiteError: 422,
-    VocabularyError: 422,
-    TokenError: 401,
-}
+LIMITS = {"images": 512, "part_bytes": 8_000_000, "request_bytes": 128_000_000, "requests_at_once": 32}
+_CLIENTS = (KeyReused, ImportSourceError, SiteError, VocabularyError)
+"""Errors that are the request's."""
 
 
 def problem(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
@@ -46,13 +39,10 @@ def answer_errors(app: FastAPI) -> None:
     async def _(_: Request, error: StarletteHTTPException) -> Response:
         return problem(error.status_code, error.detail, error.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def _(_: Request, error: RequestValidationError) -> Response:
-        return problem(422, [{k: e[k] for k in ("loc", "msg")} for e in error.errors()])
-
     @app.exception_handler(SmearlineError)
     async def _(_: Request, error: SmearlineError) -> Response:
-        return problem(next((s for kind, s in _STATUS.items() if isinstance(error, kind)), 500), str(error))
+        status = 409 if isinstance(error, CaseConflict) else 422 if isinstance(error, _CLIENTS) else 500
+        return problem(status, str(error))
 
     @app.exception_handler(Exception)
     async def _(_: Request, error: Exception) -> Response:
@@ -97,9 +87,8 @@ class Guard:
         try:
             if kind.casefold() != "bearer" or not token:
                 raise TokenError("a bearer token is needed: Authorization: Bearer ...")
-            scope.setdefault("state", {})["holder"] = tokens.holder(
-                scope["app"].state.desk.store.home / "tokens.yaml", token
-            )
+            file = scope["app"].state.desk.store.home / "tokens.yaml"
+            scope.setdefault("state", {})["holder"] = tokens.holder(file, token)
         except TokenError as error:
             return problem(401, str(error), {"WWW-Authenticate": "Bearer"})
         if int(headers.get("content-length") or 0) > LIMITS["request_bytes"]:
@@ -150,12 +139,12 @@ async def multipart(request: Request, *texts: str) -> Parts:
     await form.close()
     if unknown := sorted(set(read) - {*texts, "images", "cbc"}):
         raise HTTPException(422, f"unknown part '{unknown[0]}'; known: {', '.join((*texts, 'images', 'cbc'))}")
+    for name, number, data in [(n, i, d) for n, values in read.items() for i, d in enumerate(values)]:
+        if len(data) > LIMITS["part_bytes"]:
+            raise HTTPException(413, f"{name} {number} has {len(data)} bytes; at most {LIMITS['part_bytes']}")
     images = read.pop("images", [])
     if len(images) > LIMITS["images"]:
         raise HTTPException(413, f"{len(images)} images; a request has at most {LIMITS['images']}")
-    for number, image in enumerate(images):
-        if len(image) > LIMITS["image_bytes"]:
-            raise HTTPException(413, f"image {number} has {len(image)} bytes; at most {LIMITS['image_bytes']}")
     if several := [name for name, values in read.items() if len(values) > 1]:
         raise HTTPException(422, f"the part '{several[0]}' comes more than once")
     digest = hashlib.sha256(request.url.path.encode())

@@ -42,10 +42,8 @@ class _Picture:
 class Reading:
     """What was seen on the images of one request."""
 
-    frame: pd.DataFrame
-    """A row a cell that was recognised: recognition.frame_of, with `embedding` (float32)."""
     table: pa.Table
-    """The same."""
+    """A row a cell that was recognised: recognition.frame_of, with `embedding` (list<float32>)."""
     numbers: tuple[int, ...]
     """Of the images in the request, row by row."""
     rows: tuple[dict[str, Any], ...]
@@ -74,10 +72,8 @@ class Reader:
             diagnosis.check_pair(model, self.diagnosis.card)
         real = [name for name in self.card.sites if sites.load(name).origin == "real"]
         seen = model.seen[model.seen["site"].isin(real)]
-        self._trained = {"simulated": set(self.card.characteristics)}
-        self._trained["real"] = {
-            name for name in self.card.characteristics if name in seen and seen[name].notna().any()
-        }
+        taught = {name for name in self.card.characteristics if name in seen and seen[name].notna().any()}
+        self._trained = {"real": taught, "simulated": set(self.card.characteristics)}
         self._recognise = recognise
         self._pool = ThreadPoolExecutor(os.cpu_count())
 
@@ -103,31 +99,24 @@ class Reader:
             except ImageError as error:
                 return {"image": number, "reason": error.reason, "detail": error.detail}
             row = {**common, "sha256": shas[number], "image": images.without_metadata(data[number], pixels)}
-            row |= {
-                "height": pixels.shape[0],
-                "width": pixels.shape[1],
-                "thumbnail": images.thumbnail(pixels).tobytes(),
-            }
-            return _Picture(row, crop, number)
+            row |= dict(zip(("height", "width"), pixels.shape[:2], strict=True))
+            return _Picture(row | {"thumbnail": images.thumbnail(pixels).tobytes()}, crop, number)
 
-        async def chunk(numbers: range) -> tuple[list[_Picture | dict[str, Any]], pd.DataFrame | None]:
+        async def chunk(numbers: range) -> tuple[list[_Picture | dict[str, Any]], pa.Table | None]:
             seen = await asyncio.gather(*(self._run(look, n) for n in numbers))
             good = [s for s in seen if isinstance(s, _Picture)]
             if not good:
                 return seen, None
             crops = np.stack([s.crop for s in good])
             outputs = await self._recognise(crops)
-            return seen, await self._run(self._frame, [s.row for s in good], crops, outputs, site)
+            return seen, await self._run(self._table, [s.row for s in good], crops, outputs, site)
 
         starts = range(0, len(data), CHUNK)
         parts = await asyncio.gather(*(chunk(range(s, min(s + CHUNK, len(data)))) for s in starts))
         pictures = [s for seen, _ in parts for s in seen if isinstance(s, _Picture)]
-        frames = [frame for _, frame in parts if frame is not None]
-        nothing = pd.DataFrame({"sha256": [], "predicted_type": []}, dtype="string")
-        frame = pd.concat(frames, ignore_index=True) if frames else nothing
+        nothing = pa.schema({"sha256": pa.string(), "predicted_type": pa.string()}).empty_table()
         return Reading(
-            frame,
-            pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None),
+            pa.concat_tables([table for _, table in parts if table is not None] or [nothing]),
             tuple(p.number for p in pictures),
             tuple(p.row for p in pictures),
             tuple(s for seen, _ in parts for s in seen if isinstance(s, dict)),
@@ -136,13 +125,17 @@ class Reader:
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    def _frame(
+    def _table(
         self, rows: list[dict[str, Any]], crops: NDArray[np.uint8], outputs: NDArray[np.float32], site: Site
-    ) -> pd.DataFrame:
+    ) -> pa.Table:
         num_types, num_values = len(self.card.types), sum(len(v) for v in self.card.characteristics.values())
         types, values, embedding = np.split(outputs, [num_types, num_types + num_values], axis=1)
-        assumed = [{**row, "scale_assumed": site.microns_per_px is None} for row in rows]
-        return frame_of(self.card, assumed, types, values, crops).assign(embedding=list(embedding))
+        said = [{**row, "scale_assumed": site.microns_per_px is None} for row in rows]
+        frame = frame_of(self.card, said, types, values, crops)
+        starts = np.arange(len(rows) + 1, dtype=np.int32) * embedding.shape[1]
+        vectors = pa.ListArray.from_arrays(starts, np.ascontiguousarray(embedding).reshape(-1))
+        table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+        return table.append_column("embedding", vectors)
 
     def origin(self, site: Site, with_diagnosis: bool) -> str:
         """Of an answer: what has one simulated input is simulated."""
@@ -169,10 +162,12 @@ class Reader:
     def smear(self, reading: Reading, counts: pd.DataFrame | None) -> dict[str, Any]:
         """The differential with its intervals, the diagnosis or its abstention, and what became of the blood count."""
         found: dict[str, Any] = {"differential": None, "diagnosis": self._no_diagnosis(), "cbc": _told(counts)}
-        if not len(reading.frame):
+        if not len(reading.table):
             return found
-        embeddings = np.stack(reading.frame["embedding"].to_list()).astype(np.float16)
-        summary = differential.summarise(reading.frame, embeddings).assign(embedding_version=self._embedding_version)
+        vectors = reading.table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(reading.table), -1)
+        frame = reading.table.drop_columns("embedding").to_pandas()
+        summary = differential.summarise(frame, vectors.astype(np.float16))
+        summary = summary.assign(embedding_version=self._embedding_version)
         row = summary.iloc[0]
         types = vocabulary.load().differential_types
         shares = {t: {part: row[f"{part}_{t}"] for part in ("share", "low", "high")} for t in types}
@@ -216,9 +211,5 @@ def _told(counts: pd.DataFrame | None) -> dict[str, Any] | None:
         return None
     unused, given = cbc.unused(counts), int(counts["parameter"].nunique())
     missing = {name: why for name, why in unused.items() if name in cbc.analytes()}
-    return {
-        "given": given,
-        "read": given - len(unused),
-        "kept_but_not_read": len(unused) - len(missing),
-        "missing": missing,
-    }
+    kept = len(unused) - len(missing)
+    return {"given": given, "read": given - len(unused), "kept_but_not_read": kept, "missing": missing}

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import bentoml
 import numpy as np
+from aiohttp import ClientError
+from bentoml.exceptions import BentoMLException
+from fastapi import HTTPException
 
 from serving.api import Desk, app
 from serving.cases import CaseStore
@@ -45,6 +48,11 @@ class Smearline:
             Reader,
         )  # scikit-learn takes seconds to load, and the other processes need none of it
 
-        # The connection has no methods yet: they come when the service is entered.
-        reader = Reader(PACKAGE, lambda crops: self.recogniser.to_async.run(crops))
-        app.state.desk = Desk(reader, CaseStore())
+        app.state.desk = Desk(Reader(PACKAGE, self._recognise), CaseStore())
+
+    async def _recognise(self, crops: np.ndarray) -> np.ndarray:
+        try:
+            found: np.ndarray = await self.recogniser.to_async.run(crops)
+        except (BentoMLException, ClientError, TimeoutError) as error:
+            raise HTTPException(503, "the recogniser is busy or starting; come again", {"Retry-After": "2"}) from error
+        return found

@@ -103,6 +103,8 @@ def _nucleus(density: Floats, real: Mask, radius: Floats) -> Mask:
 def _sharpness(green: Floats, microns_per_px: float) -> Floats:
     """On the rim alone, where red cells lie: chromatin would make it a matter of the cell's type."""
     rim = _radius(green.shape[1])[1:-1, 1:-1] * microns_per_px > _RIM_UM
+    if not rim.any():  # a field so narrow that the cell fills it
+        return np.full(len(green), np.nan, np.float32)
     down = np.abs(green[:, 2:, 1:-1] - green[:, :-2, 1:-1])[:, rim]
     across = np.abs(green[:, 1:-1, 2:] - green[:, 1:-1, :-2])[:, rim]
     low, high = np.percentile(green[:, 1:-1, 1:-1][:, rim][:, ::3], (5, 95), axis=1)

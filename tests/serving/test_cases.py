@@ -1,0 +1,141 @@
+"""The case store by itself: versions, retention, and what it does when two processes meet."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import picture
+
+from serving.cases import Answer, Case, CaseStore, Key, KeyReused, case_of
+from smearline import dataset
+from smearline.errors import DataError
+
+pytest_plugins = ["serving_fixtures"]
+NOW = datetime(2026, 5, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path: Path, sites: Path, monkeypatch: pytest.MonkeyPatch) -> CaseStore:
+    monkeypatch.setenv("SMEARLINE_SITES", str(sites))
+    return CaseStore(home=tmp_path / "home")
+
+
+def add(store: CaseStore, site: str = "hospital", smear: str = "s", days_ago: int = 0, key: Key | None = None) -> bytes:
+    """An answer of one cell, with its image, given so many days before NOW."""
+    answer_id, sha256 = uuid.uuid4().hex, uuid.uuid4().hex
+    row = dict.fromkeys(dataset.CELLS.names) | {"sha256": sha256, "image": picture(1), "site": site, "smear": smear}
+    at = NOW - timedelta(days=days_ago)
+    answer = Answer(answer_id, "diagnose", "v1", "simulated", "t", at, None, answer_id.encode(), "diagnosed", "AML")
+    cells = pd.DataFrame({"sha256": [sha256], "predicted_type": ["BLAST"]})
+    return store.add(Case(case_of(site, smear), site, smear, None), answer, cells, [row], key=key)
+
+
+def shards(store: CaseStore) -> set[str]:
+    return {"/".join(path.parts[-3:-1]) for path in (store.home / "incoming").rglob("*.parquet")}
+
+
+def sign(store: CaseStore, site: str, smear: str) -> None:
+    store.review(
+        case_of(site, smear),
+        b"{}",
+        sign_off={"reviewer": "dr", "at": (NOW + timedelta(1)).isoformat(), "comment": None},
+    )
+
+
+def test_purge_deletes_what_retention_no_longer_allows_and_ingest_does_not_need(store: CaseStore):
+    add(store, days_ago=40, smear="old")
+    add(store, days_ago=30, smear="just kept")
+    add(store, days_ago=45, smear="signed")
+    add(store, site="lab", days_ago=4000, smear="lab keeps all")
+    sign(store, "hospital", "signed")
+    done = store.purge(NOW)
+    assert (done["deleted"], done["kept_for_ingest"], done["unreferenced"]) == (1, 1, 0) and done["bytes"] > 0
+    assert shards(store) == {"hospital/2026-05-01", "hospital/2026-04-16", "lab/2015-06-18"}
+    store.mark_ingested([case_of("hospital", "signed")], "v7")
+    assert store.purge(NOW)["deleted"] == 1
+    assert shards(store) == {"hospital/2026-05-01", "lab/2015-06-18"}
+    assert len(store.case(case_of("hospital", "old"))["answers"]) == 1  # the answer stays
+
+
+def test_a_shard_that_no_answer_names_goes_after_a_day(store: CaseStore):
+    add(store, site="lab")
+    shard = next((store.home / "incoming").rglob("*.parquet"))
+    stray = shard.with_name(f"lab-{uuid.uuid4().hex}-0123456789abcdef.parquet")
+    stray.write_bytes(shard.read_bytes())
+    now = datetime.now(UTC)
+    assert store.purge(now)["deleted"] == 0  # it may be of a request that is being answered
+    os.utime(stray, (time.time() - 90_000,) * 2)
+    assert store.purge(now)["unreferenced"] == 1 and shard.exists() and not stray.exists()
+
+
+def test_a_case_signed_again_is_taken_in_again(store: CaseStore):
+    add(store)
+    sign(store, "hospital", "s")
+    store.mark_ingested([case_of("hospital", "s")], "v1", until=NOW + timedelta(days=2))
+    assert store.signed_off() == []
+    sign(store, "hospital", "s")
+    assert [c.case_id for c in store.signed_off()] == [case_of("hospital", "s")]
+    store.mark_ingested([case_of("hospital", "s")], "v2", until=NOW)  # of a sign-off that ingest had not seen
+    assert len(store.signed_off()) == 1
+
+
+def test_two_processes_with_one_key_give_one_answer(store: CaseStore):
+    """Each has done the work before it learns of the other."""
+    other, key = CaseStore(home=store.home), Key("t", "k", "d")
+    start, given = threading.Barrier(2), []
+
+    def work(one: CaseStore) -> None:
+        start.wait()
+        given.append(add(one, key=key))
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in (store, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(given) == 2 and len(set(given)) == 1
+    assert len(store.case(case_of("hospital", "s"))["answers"]) == 1
+    with pytest.raises(KeyReused, match="another request"):
+        store.stored(Key("t", "k", "other"))
+
+
+def test_a_commit_is_on_the_disk_before_the_answer_is_given(store: CaseStore):
+    with store._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_store_of_another_version_is_refused(store: CaseStore):
+    with sqlite3.connect(store.home / "cases.sqlite") as connection:
+        connection.execute("update store set schema_version = 99")
+    with pytest.raises(DataError, match="version 99; this smearline reads version 1"):
+        CaseStore(home=store.home)
+
+
+def test_an_answer_that_was_never_given(store: CaseStore):
+    with pytest.raises(DataError, match="no answer 'x'"):
+        store.answer("x")
+    assert store.case("x") is None
+
+
+@pytest.mark.mission("the case store on PostgreSQL")
+def test_postgresql_by_url(tmp_path: Path, sites: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    if not (url := os.environ.get("SMEARLINE_TEST_POSTGRES")):
+        pytest.skip("SMEARLINE_TEST_POSTGRES names no empty database (postgresql+psycopg://...)")
+    monkeypatch.setenv("SMEARLINE_SITES", str(sites))
+    store = CaseStore(url, tmp_path)
+    smear, key = uuid.uuid4().hex, Key("t", uuid.uuid4().hex, "d")
+    given = add(store, smear=smear, key=key)
+    assert add(store, smear=smear, key=key) == given == store.stored(key)
+    sign(store, "hospital", smear)
+    assert case_of("hospital", smear) in {c.case_id for c in store.signed_off()}
+    assert store.export_log() and store.export_log() == []
