@@ -13,7 +13,6 @@ from dvc.repo import Repo
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts, audit, registry
 from flows.frame import in_workspace, nothing_new
@@ -60,7 +59,7 @@ def push(folder: str) -> None:
         print("not pushed: the workspace has no DVC remote (dvc remote add --local -d NAME URL)")
 
 
-@flow(name="retrain", log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
+@flow(name="retrain", log_prints=True)
 @in_workspace()
 def retrain(workspace: str = ".") -> State[Any]:
     """Redo what changed, push it, and register the package as a candidate."""
@@ -83,14 +82,12 @@ def retrain(workspace: str = ".") -> State[Any]:
     if not changed and (known := registry.of_package(space, _lineage(space)["version"])):
         return nothing_new(f"data, code and parameters are those of {known.name}, package {known.package}")
 
-    runs: dict[str, Any] = {}
+    runs: dict[str, State[Any]] = {}
     for name in TopologicalSorter(needs).static_order():
-        runs[name] = reproduce.submit(workspace, name, wait_for=[runs[n] for n in needs[name]], return_state=False)
-    for run in runs.values():
-        run.wait()
-    rows = [{"stage": n, "state": r.state.name, "says": r.state.message} for n, r in runs.items()]
+        runs[name] = reproduce(workspace, name, wait_for=[runs[n] for n in needs[name]], return_state=True)
+    rows = [{"stage": name, "state": state.name, "says": state.message} for name, state in runs.items()]
     artifacts.table("retrain-stages", rows, "The stages of this run")
-    if failed := [f"{name}: {run.state.message}" for name, run in runs.items() if run.state.is_failed()]:
+    if failed := [f"{name}: {state.message}" for name, state in runs.items() if state.is_failed()]:
         raise FlowError("\n".join(failed))  # those that waited for it were never started
     push(workspace)
     lineage = _lineage(space)

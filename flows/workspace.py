@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,7 +50,8 @@ class Workspace:
         return done.stdout.strip()
 
     def commit(self, message: str, *paths: str | Path) -> None:
-        """Commit these files, and no others; nothing where none has changed. Waits for another git command to end."""
+        """Commit these files, as far as they are there, and no others; nothing where none has changed. Waits for another git command to end."""
+        paths = tuple(path for path in paths if (self.folder / path).exists())
         for attempt in range(20):
             try:
                 self.git("add", "--", *map(str, paths))
@@ -76,6 +78,7 @@ class Workspace:
             errors="replace",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
             lines = []
@@ -84,8 +87,8 @@ class Workspace:
                     if line.strip():
                         lines.append(line.rstrip())
                         print(lines[-1])
-            except BaseException:
-                process.terminate()
+            except BaseException:  # a run that is cancelled takes its stage with it, and all that the stage started
+                os.killpg(process.pid, signal.SIGTERM)
                 raise
         if process.returncode:
             said = "\n".join(lines[-15:])

@@ -260,3 +260,12 @@ def test_it_runs_as_a_command_in_a_workspace_where_evidently_ui_finds_it(log, re
         "smears.parquet",
     }
     assert (tmp_path / ".smearline" / "evidently").is_dir()
+
+
+def test_the_limits_are_those_that_were_measured_and_each_says_where():
+    measured = json.loads((CHECKOUT / "bench" / "results" / "drift.json").read_text(encoding="utf-8"))["limits"]
+    for family, limit in verdict.limits().items():
+        assert limit["measured_on"] and limit["unit"], family
+        if family != "analyser":  # set by hand, and says so
+            assert limit["limit"] == measured.get(family, {}).get("limit"), family
+    assert verdict.limits()["analyser"]["measured_on"].startswith("set by hand")
