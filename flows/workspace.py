@@ -50,7 +50,8 @@ class Workspace:
         return done.stdout.strip()
 
     def commit(self, message: str, *paths: str | Path) -> None:
-        """Commit these files, as far as they are there, and no others; nothing where none has changed. Waits for another git command to end."""
+        """Commit these files, as far as they are there, and no others; nothing where none has changed. Waits for another
+        git command to end."""
         paths = tuple(path for path in paths if (self.folder / path).exists())
         for attempt in range(20):
             try:
