@@ -58,7 +58,11 @@ def main() -> None:
             pairs += more
             found.setdefault("limits", {"overrides": overrides})
     if pairs:
-        found["pairs"] = [told(p, limits_of([q for q in pairs if q is not p])) for p in pairs]
+        found["pairs"] = [
+            told(p, limits_of([q for q in pairs if q is not p]))
+            | {"with_the_limits_of_all_pairs": told(p, limits_of(pairs))["verdict"]}
+            for p in pairs
+        ]
         found["limits"] |= limits_of(pairs)
         write_limits(found["limits"])
     write("drift", found)

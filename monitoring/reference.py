@@ -23,6 +23,8 @@ from smearline.errors import DataError
 REFERENCE = Path("reference")
 CONTRACT = "reference-1"
 _WINDOWS = (5, 10, 20)
+_MOST_SMEARS = 2000
+"""Of a site with more a random part is kept: more would make no threshold surer."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,15 @@ def refer(predictions: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS, **about: 
             centres[str(site)] = Centres.of(unseen)
         blocks = pd.factorize(unseen["day"].where(unseen["day"].notna(), unseen["smear"]))[0]
         parts = [by_smear(cells[cells["split"] == "train"], None), by_smear(unseen, centres.get(str(site)), blocks)]
-        smears = pd.concat([p for p in parts if len(p)]) if any(map(len, parts)) else parts[0]
+        smears = pd.concat([p for p in parts if len(p)] or parts[:1], ignore_index=True)
+        if len(smears) > _MOST_SMEARS:
+            smears = smears.sample(_MOST_SMEARS, random_state=7).sort_index()
         frames.append(smears)
         days = smears["day"].dropna()
         sites[str(site)] = {
             "num_smears": len(smears),
             "num_smears_not_trained_on": int((~smears["seen"].astype(bool)).sum()),
             "num_cells": int(smears["num_cells"].sum()),
-            "num_left_out": int(cells["smear"].nunique() - len(smears)),
             "days": [days.min(), days.max(), days.nunique()] if len(days) else None,
             "pseudo_smears": bool(smears["pseudo"].any()),
             "spread": centres[str(site)].spread if str(site) in centres else None,

@@ -40,6 +40,7 @@ _LEAST_OF_TYPE = 10
 """A type with fewer cells in the reference has no centre: its cells say nothing of confidence and embedding."""
 CONFIDENCE = ("confidence_mean", "confidence_uncertain", "confidence_unidentified")
 DISTANCE = "embedding_distance"
+NUCLEUS = [name for name in STAINING if "nucleus" in name]
 NEEDS_RECOGNISER = ("mix", "confidence", "embedding")
 
 Floats = NDArray[np.float64]
@@ -167,20 +168,10 @@ def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.in
             continue
         neutrophils = part[part["predicted_type"] == "NEUT_SEG"]
         colours = part[[*STAINING, *OPTICS]].median()
-        for name in STAINING:
-            if "nucleus" in name:
-                colours[name] = (
-                    neutrophils[name].head(MOST_NEUTROPHILS).median()
-                    if len(neutrophils) >= LEAST_NEUTROPHILS
-                    else np.nan
-                )
+        enough = len(neutrophils) >= LEAST_NEUTROPHILS
+        colours[NUCLEUS] = neutrophils[NUCLEUS].head(MOST_NEUTROPHILS if enough else 0).median()
         shares = part["predicted_type"].value_counts(normalize=True).reindex(words.types, fill_value=0.0)
-        row: dict[str, Any] = {
-            "site": site,
-            "smear": smear,
-            "day": part["day"].iloc[0],
-            "pseudo": bool(part["pseudo"].iloc[0]),
-        }
+        row: dict[str, Any] = {"site": site, "smear": smear, **part.iloc[0][["day", "pseudo"]]}
         row |= {"seen": bool((part["split"] == "train").any()) if "split" in part else False}
         row |= {"num_cells": len(part), "num_neutrophils": len(neutrophils), **colours}
         row |= {f"share_{t}": shares[t] for t in words.types if t != "UNIDENTIFIED"}
@@ -200,8 +191,5 @@ def _within_type(rest_NF: Floats, centres: Centres) -> dict[str, float]:
     e = known[:, 2:]
     # Mean inner product of different cells: unlike the squared mean it does not grow as the cells become fewer.
     squared = ((e.sum(axis=0) ** 2).sum() - (e**2).sum()) / (len(e) * (len(e) - 1))
-    return {
-        "confidence_mean": confidence,
-        "confidence_uncertain": uncertain,
-        DISTANCE: np.sqrt(max(squared, 0)) / centres.spread,
-    }
+    distance = np.sqrt(max(squared, 0)) / centres.spread
+    return {"confidence_mean": confidence, "confidence_uncertain": uncertain, DISTANCE: distance}

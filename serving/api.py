@@ -75,7 +75,7 @@ class Desk:
     def __init__(self, reader: Reader, store: CaseStore) -> None:
         self.reader, self.store = reader, store
         self.refused = Counter("smearline_images_refused", "Images that could not be used", ["reason"])
-        self.abstained = Counter("smearline_diagnoses", "Diagnoses asked for, by status", ["status"])
+        self.diagnoses = Counter("smearline_diagnoses", "Diagnoses asked for, by status", ["status"])
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def once(self, request: Request, digest: str, work: Callable[[Key | None], Awaitable[bytes]]) -> Response:
@@ -189,7 +189,7 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
             for error in reading.errors:
                 desk.refused.labels(error["reason"]).inc()
             if kind == "diagnose":
-                desk.abstained.labels(said["status"]).inc()
+                desk.diagnoses.labels(said["status"]).inc()
             return kept
 
         return await asyncio.to_thread(finish)

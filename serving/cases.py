@@ -118,7 +118,7 @@ class CaseStore:
 
     def __init__(self, url: str | None = None, home: Path | None = None) -> None:
         self.home = (home or Path(os.environ.get(HOME_VARIABLE) or ".smearline/service")).absolute()
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._engine = opened(url or os.environ.get(STORE_VARIABLE) or f"sqlite:///{self.home / 'cases.sqlite'}")
 
     def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:

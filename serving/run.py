@@ -144,9 +144,9 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
         with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(token + "\n")
         print(f"a first token, for all roles: {token}\nkept for you alone in {token_file}", flush=True)
-    failed = ""
+    pointer, asked = workspace / ".smearline" / "production", wanted(workspace, bentos)
     try:
-        service = start(wanted(workspace, bentos))
+        service = start(asked)
         if service is None:
             return 1
         try:
@@ -157,16 +157,17 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
             print(f"no example to send: {error}", flush=True)
         while service.process.poll() is None:
             time.sleep(0.5)
-            pointer = workspace / ".smearline" / "production"
-            version = wanted(workspace, bentos) if pointer.exists() else service.version
-            if version not in (service.version, failed):
-                before = service.version
+            version = wanted(workspace, bentos) if pointer.exists() else asked
+            if version == asked:
+                continue
+            asked = version
+            if not (bentos / version / "bento.yaml").exists():
+                print(f"smearline:{version} does not start: there is no such bento in {bentos}", flush=True)
+            elif version != service.version:
                 service.stop()
-                if (fresh := start(version)) is None:
-                    failed, fresh = version, start(before)
-                if fresh is None:
+                if (now := start(version) or start(service.version)) is None:
                     return 1
-                service = fresh
+                service = now
         print(f"the service ended by itself with exit code {service.process.returncode}; see {home / 'service.log'}")
         return 1
     except KeyboardInterrupt:

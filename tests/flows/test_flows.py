@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import put
 from tiny import cell, copied
 
 from flows import audit, registry, smears
@@ -130,6 +133,29 @@ def test_a_second_run_is_cancelled_and_names_the_first(space: Workspace):
         state = run(retrain, space)
     assert state.is_cancelled()
     assert "'ingest'" in state.message
+
+
+def test_what_a_flow_started_ends_with_it(space: Workspace):
+    """A retrain that is cancelled leaves no training behind: not what DVC started, nor what that started."""
+    ticks = space.folder / "ticks"
+    put(
+        space.folder / "slow.py",
+        "import subprocess; subprocess.run('while true; do echo >>ticks; sleep .1; done', shell=True)",
+    )
+
+    def cancel(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, cancel)
+    signal.alarm(3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            space.run("slow")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    last = ticks.stat().st_size
+    time.sleep(0.5)
+    assert 0 < last == ticks.stat().st_size
 
 
 def test_dvcs_own_lock_is_told_apart(space: Workspace):
