@@ -53,7 +53,8 @@ def ingest(workspace: str = ".") -> State[Any]:
         except FlowError as error:
             failed.append(f"{folder}: {error}")
     commit = version(workspace, str(data), counts | {"folders": len(looked_at)}) if signed or looked_at else ""
-    store.mark_ingested([case.case_id for case in signed], commit)
+    if signed:  # a sign-off that came meanwhile is left to the next run
+        store.mark_ingested([case.case_id for case in signed], commit, until=max(case.signed_at for case in signed))
     for seen, now in looked_at.items():
         seen.write_text(now)
     purged = {f"purged: {name}": number for name, number in store.purge(datetime.now(UTC)).items()}

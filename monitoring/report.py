@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from monitoring.smears import describe
+from monitoring.smears import describe, families
 from monitoring.verdict import Verdict
 
 _LEAST_NORM = 0.001
@@ -62,10 +62,9 @@ def write(verdict: Verdict, window: pd.DataFrame, reference: pd.DataFrame, histo
     found = workspace.search_project(verdict.site)
     project = found[0] if found else workspace.create_project(verdict.site, "Smears by day. Research use only.")
     if not found:
-        for family, finding in verdict.families.items():
+        for family, columns in families().items():
             lines = [
-                PanelMetric(legend=f.words, metric="ValueDrift", metric_labels={"column": f.name})
-                for f in finding.features
+                PanelMetric(legend=describe(c).words, metric="ValueDrift", metric_labels={"column": c}) for c in columns
             ]
             project.dashboard.add_panel(line_plot_panel(f"{family.capitalize()}: distance from the reference", lines))
         project.save()
