@@ -6,7 +6,6 @@ bits, so that a plain hash of it cannot be searched. `create` shows it once.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
@@ -60,16 +59,14 @@ def create(path: Path, name: str, roles: Sequence[str], sites: Sequence[str] | N
     token = f"smearline_{secrets.token_urlsafe(32)}"
     entry = _Entry(sha256=_digest(token), roles=tuple(roles), sites=None if sites is None else tuple(sites))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        known = _read(path) if path.exists() else {}
-        if name in known:
-            raise TokenError(f"{path} has a token called '{name}' already; take it out of the file to replace it")
-        entries = {n: e.model_dump(mode="json") for n, e in {**known, name: entry}.items()}
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            yaml.safe_dump(entries, file, sort_keys=False, allow_unicode=True)
-        unfinished.replace(path)
+    known = _read(path) if path.exists() else {}
+    if name in known:
+        raise TokenError(f"{path} has a token called '{name}' already; take it out of the file to replace it")
+    entries = {n: e.model_dump(mode="json") for n, e in {**known, name: entry}.items()}
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        yaml.safe_dump(entries, file, sort_keys=False, allow_unicode=True)
+    unfinished.replace(path)
     return token
 
 
