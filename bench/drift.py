@@ -27,7 +27,7 @@ from monitoring import drift
 from monitoring.reference import refer
 from monitoring.smears import by_smear, families, named
 from smearline import dataset, sites
-from smearline.recognition import RecognitionModel, frame_of
+from smearline.recognition import RecognitionModel, split, table_of
 from smearline.simulator import simulate
 from smearline.sites import Site
 
@@ -113,9 +113,7 @@ def drawn(model: RecognitionModel, site: Site, num: int, seed: int, diagnoses: t
         for _, block in cells.groupby(np.arange(len(cells)) // 32):
             data = [(place / f).read_bytes() for f in block["file"]]
             crops = np.stack([model.prepare(d, float(site.microns_per_px or 0)) for d in data])
-            types, values, embedding = model.run(
-                crops, "type_probabilities", "characteristic_probabilities", "embedding"
-            )
+            outputs = model.run(crops, "type_probabilities", "characteristic_probabilities", "embedding")
             rows = [
                 {
                     "sha256": hashlib.sha256(d).hexdigest(),
@@ -126,8 +124,8 @@ def drawn(model: RecognitionModel, site: Site, num: int, seed: int, diagnoses: t
                 }
                 for d, p, s in zip(data, block["patient"], block["smear"], strict=True)
             ]
-            frame = frame_of(model.card, rows, types, values, crops)
-            frames.append(frame.assign(embedding=list(embedding), true_type=block["type"].to_numpy()))
+            frame, vectors = split(table_of(model.card, rows, *outputs, crops))
+            frames.append(frame.assign(embedding=list(vectors), true_type=block["type"].to_numpy()))
     return pd.concat(frames, ignore_index=True).assign(split="test", acquired_at=pd.NaT)
 
 

@@ -63,7 +63,7 @@ class Reference:
 
 
 def refer(predictions: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS, **about: Any) -> Reference:
-    """A reference from predictions (predictions.parquet: recognition.frame_of with embedding, split and acquired_at).
+    """A reference from predictions (predictions.parquet: recognition.recognise with embedding, split and acquired_at).
 
     Confidence and embedding are measured on the cells that training did not see alone: a recogniser is surer of what it has
     learned by heart. Each day (smear, where days are not known) is compared with the type centres of the others.

@@ -141,7 +141,7 @@ class CaseStore:
         counts: pd.DataFrame | None = None,
         key: Key | None = None,
     ) -> bytes:
-        """Keep an answer, its cells (recognition.frame_of with `embedding`), images (rows of CELLS) and blood count (COUNTS).
+        """Keep an answer, its cells (recognition.table_of), images (rows of CELLS) and blood count (COUNTS).
 
         Returns:
             The body to give: another's, where the key was served meanwhile.

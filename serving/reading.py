@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from serving.cases import Case
 from smearline import cbc, diagnosis, differential, images, sites, vocabulary
 from smearline.errors import ImageError
-from smearline.recognition import RecognitionModel, frame_of
+from smearline.recognition import RecognitionModel, split, table_of
 from smearline.sites import Site
 
 CHUNK = 64
@@ -43,7 +43,7 @@ class Reading:
     """What was seen on the images of one request."""
 
     table: pa.Table
-    """A row a cell that was recognised: recognition.frame_of, with `embedding` (list<float32>)."""
+    """A row a cell that was recognised: recognition.table_of."""
     numbers: tuple[int, ...]
     """Of the images in the request, row by row."""
     rows: tuple[dict[str, Any], ...]
@@ -131,11 +131,7 @@ class Reader:
         num_types, num_values = len(self.card.types), sum(len(v) for v in self.card.characteristics.values())
         types, values, embedding = np.split(outputs, [num_types, num_types + num_values], axis=1)
         said = [{**row, "scale_assumed": site.microns_per_px is None} for row in rows]
-        frame = frame_of(self.card, said, types, values, crops)
-        starts = np.arange(len(rows) + 1, dtype=np.int32) * embedding.shape[1]
-        vectors = pa.ListArray.from_arrays(starts, np.ascontiguousarray(embedding).reshape(-1))
-        table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
-        return table.append_column("embedding", vectors)
+        return table_of(self.card, said, types, values, embedding, crops)
 
     def origin(self, site: Site, with_diagnosis: bool) -> str:
         """Of an answer: what has one simulated input is simulated."""
@@ -164,9 +160,7 @@ class Reader:
         found: dict[str, Any] = {"differential": None, "diagnosis": self._no_diagnosis(), "cbc": _told(counts)}
         if not len(reading.table):
             return found
-        vectors = reading.table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(reading.table), -1)
-        frame = reading.table.drop_columns("embedding").to_pandas()
-        summary = differential.summarise(frame, vectors.astype(np.float16))
+        summary = differential.summarise(*split(reading.table))
         summary = summary.assign(embedding_version=self._embedding_version)
         row = summary.iloc[0]
         types = vocabulary.load().differential_types

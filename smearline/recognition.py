@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
@@ -145,20 +146,16 @@ def recognise(
     Raises:
         DataError: no image is left; or an image of the data set cannot be decoded.
     """
-    frames: list[pd.DataFrame] = []
-    embeddings: list[NDArray[np.float16]] = []
+    tables: list[pa.Table] = []
     with ThreadPoolExecutor(threads) as pool:
         for metadata, batch in _batches(model, directory, keep, pool):
-            types, values, embedding = model.run(
-                batch, "type_probabilities", "characteristic_probabilities", "embedding"
-            )
-            frames.append(frame_of(model.card, metadata, types, values, batch))
-            embeddings.append(embedding.astype(np.float16))
+            outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
+            tables.append(table_of(model.card, metadata, *outputs, batch))
             if progress:
                 progress(len(metadata))
-    if not frames:
+    if not tables:
         raise DataError(f"no image to recognise in {directory}")
-    return pd.concat(frames, ignore_index=True), np.concatenate(embeddings)
+    return split(pa.concat_tables(tables))
 
 
 def _batches(
@@ -183,32 +180,47 @@ def _batches(
             yield metadata[start : start + _BATCH], np.stack(crops[start : start + _BATCH])
 
 
-def frame_of(
+def table_of(
     card: ModelCard,
     metadata: list[dict[str, Any]],
     types: NDArray[np.float32],
     values: NDArray[np.float32],
+    embedding: NDArray[np.float32],
     crops: NDArray[np.uint8],
-) -> pd.DataFrame:
+) -> pa.Table:
     """One row a cell: the answer in the vocabulary's terms, and what its crop says of the staining and the optics.
+
+    Arrow, since a pandas frame of so many columns takes longer to make for one cell than the network takes.
 
     Args:
         metadata: sha256, site, patient, smear and scale_assumed of each cell.
-        types, values: the outputs type_probabilities and characteristic_probabilities.
+        types, values, embedding: the outputs type_probabilities, characteristic_probabilities and embedding.
         crops: what the network saw, B x S x S x 3 uint8.
     """
-    found: dict[str, Any] = {name: [r[name] for r in metadata] for name in ("sha256", "site", "patient", "smear")}
-    names = np.array(card.types, dtype=object)
-    found["predicted_type"] = names[types.argmax(axis=1)]
+    text = pa.string()
+    found = {name: pa.array([r[name] for r in metadata], text) for name in ("sha256", "site", "patient", "smear")}
+    best = types.argmax(axis=1)
+    found["predicted_type"] = pa.array([card.types[i] for i in best], text)
     for code in vocabulary.load().types:
-        found[f"p_{code}"] = types[:, card.types.index(code)] if code in card.types else np.float32(0)
+        known = types[:, card.types.index(code)] if code in card.types else np.zeros(len(types), np.float32)
+        found[f"p_{code}"] = pa.array(known)
     start = 0
-    for name, known in card.characteristics.items():
-        part = values[:, start : start + len(known)]
-        found[f"c_{name}"] = np.array(known, dtype=object)[part.argmax(axis=1)]
-        found |= {f"p_{name}_{value}": part[:, i] for i, value in enumerate(known)}
-        start += len(known)
-    found["scale_assumed"] = [r["scale_assumed"] for r in metadata]
-    found |= staining.measure(crops, card.field_um / card.size_px)
-    text = ["sha256", "site", "patient", "smear", "predicted_type", *(f"c_{name}" for name in card.characteristics)]
-    return pd.DataFrame(found).astype(dict.fromkeys(text, "string"))
+    for name, of_name in card.characteristics.items():
+        part = values[:, start : start + len(of_name)]
+        found[f"c_{name}"] = pa.array([of_name[i] for i in part.argmax(axis=1)], text)
+        found |= {f"p_{name}_{value}": pa.array(part[:, i]) for i, value in enumerate(of_name)}
+        start += len(of_name)
+    found["scale_assumed"] = pa.array([r["scale_assumed"] for r in metadata], pa.bool_())
+    # What cannot be measured on a crop is null.
+    measured = staining.measure(crops, card.field_um / card.size_px)
+    found |= {name: pa.array(column, from_pandas=True) for name, column in measured.items()}
+    ends = np.arange(len(embedding) + 1, dtype=np.int32) * embedding.shape[1]
+    found["embedding"] = pa.ListArray.from_arrays(ends, np.ascontiguousarray(embedding).reshape(-1))
+    return pa.table(found)
+
+
+def split(table: pa.Table) -> tuple[pd.DataFrame, NDArray[np.float16]]:
+    """A table of `table_of` as a frame without the embedding, and the embeddings (N x E)."""
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1).astype(np.float16)
+    strings = {pa.string(): pd.StringDtype()}.get
+    return table.drop_columns("embedding").to_pandas(types_mapper=strings), vectors

@@ -94,12 +94,12 @@ def smears(model: recognition.RecognitionModel) -> tuple[pd.DataFrame, pd.Series
     parts = []
     for number in range(12):
         crops = np.stack([model.prepare(picture(100 * number + i), 0.4) for i in range(8)])
-        types, values, embedding = model.run(crops, "type_probabilities", "characteristic_probabilities", "embedding")
+        outputs = model.run(crops, "type_probabilities", "characteristic_probabilities", "embedding")
         whose = {"site": "sim_north", "patient": f"p{number}", "smear": f"s{number}", "scale_assumed": False}
-        frame = recognition.frame_of(
-            model.card, [{"sha256": f"{number}-{i}", **whose} for i in range(8)], types, values, crops
+        metadata = [{"sha256": f"{number}-{i}", **whose} for i in range(8)]
+        parts.append(
+            differential.summarise(*recognition.split(recognition.table_of(model.card, metadata, *outputs, crops)))
         )
-        parts.append(differential.summarise(frame, embedding.astype(np.float16)))
     summary = pd.concat(parts, ignore_index=True).assign(embedding_version=model.embedding_version)
     return summary, pd.Series(["AML", "HEALTHY"] * 6)
 
