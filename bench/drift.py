@@ -124,7 +124,7 @@ def drawn(model: RecognitionModel, site: Site, num: int, seed: int, diagnoses: t
                 }
                 for d, p, s in zip(data, block["patient"], block["smear"], strict=True)
             ]
-            frame, vectors = split(table_of(model.card, rows, *outputs, crops))
+            frame, vectors = split(table_of(model.card, rows, crops, *outputs))
             frames.append(frame.assign(embedding=list(vectors), true_type=block["type"].to_numpy()))
     return pd.concat(frames, ignore_index=True).assign(split="test", acquired_at=pd.NaT)
 

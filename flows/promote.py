@@ -6,7 +6,6 @@ gate/VERSION.json is the gate's result. An approval names its SHA-256, so it hol
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from flows import artifacts, audit, gate, production, registry, smears
 from flows.frame import in_workspace, nothing_new
 from flows.registry import Version
 from flows.workspace import FlowError, Workspace
-from smearline import settings
+from smearline import plain_json, settings
 
 
 @flow(name="promote", log_prints=True)
@@ -86,7 +85,7 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
         },
     )
     path = space.folder / "gate" / f"{challenger.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    plain_json.write(path, result)
     digest = _sha256(path)
     told = audit.entries(space.folder, "gate", version=challenger.name)
     fresh = not told or told[-1]["gate_sha256"] != digest
@@ -135,7 +134,7 @@ def approved(space: Workspace, version: Version, digest: str) -> audit.Entry | N
 
 
 def _metrics(package: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json.loads((package / "lineage.json").read_text(encoding="utf-8"))["metrics"]
+    found: Mapping[str, Any] = plain_json.read(package / "lineage.json")["metrics"]
     return found
 
 

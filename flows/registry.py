@@ -6,7 +6,6 @@ A tag's message holds the package's version and the head of the audit log.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 
 from flows import audit
 from flows.workspace import STATE, FlowError, Workspace
+from smearline import plain_json
 
 ARTIFACT, STAGE = "smearline", "production"
 
@@ -116,7 +116,7 @@ def fetched(space: Workspace, version: Version, out: str) -> Path:
         unfinished = folder.with_suffix(".unfinished")
         space.run("dvc", "get", "-q", "--force", ".", out, "--rev", version.commit, "-o", str(unfinished))
         card = unfinished / ("lineage.json" if out == "package" else f"{out}.json")
-        about = json.loads(card.read_text(encoding="utf-8"))
+        about = plain_json.read(card)
         if about["version"] != version.package:
             raise FlowError(f"the {out} at {version.name} is of {about['version']}, {version.package} was registered")
         unfinished.replace(folder)

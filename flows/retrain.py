@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed, State
 from flows import artifacts, audit, registry
 from flows.frame import in_workspace, nothing_new
 from flows.workspace import DvcLocked, FlowError, Workspace
+from smearline import plain_json
 
 LINEAGE = Path("package/lineage.json")
 
@@ -125,7 +126,7 @@ def _lineage(space: Workspace) -> dict[str, Any]:
     path = space.folder / LINEAGE
     if not path.is_file():
         raise FlowError(f"the pipeline left no {LINEAGE}; a candidate is the package of the stage 'package'")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = plain_json.read(path)
     return found
 
 

@@ -7,7 +7,6 @@ reference/reference.json    version, origin, and by site what can be judged and 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pandas as pd
 
 from monitoring import drift
 from monitoring.smears import PSEUDO_CELLS, Centres, by_smear, named
-from smearline import vocabulary
+from smearline import plain_json, vocabulary
 from smearline.errors import DataError
 
 REFERENCE = Path("reference")
@@ -42,7 +41,7 @@ class Reference:
         """Raises DataError: the folder has no reference."""
         if not (folder / "reference.json").is_file():
             raise DataError(f"{folder} holds no reference.json: there is no reference; make one: dvc repro reference")
-        about = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+        about = plain_json.read(folder / "reference.json")
         centres = {}
         for site, rows in pd.read_parquet(folder / "centres.parquet").groupby("site", sort=True):
             total = np.stack(list(rows["total"])).astype(float)
@@ -59,7 +58,7 @@ class Reference:
         folder.mkdir(parents=True, exist_ok=True)
         self.smears.to_parquet(folder / "smears.parquet", index=False)
         pd.DataFrame(rows, columns=["site", "type", "num", "total"]).to_parquet(folder / "centres.parquet", index=False)
-        (folder / "reference.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+        plain_json.write(folder / "reference.json", self.about)
 
 
 def refer(predictions: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS, **about: Any) -> Reference:
@@ -107,7 +106,7 @@ def _smallest_called(smears: pd.DataFrame, size: int) -> dict[str, float]:
 
 def main() -> None:
     predictions = pd.read_parquet("predictions.parquet")
-    lineage = json.loads(Path("package/lineage.json").read_text(encoding="utf-8"))
+    lineage = plain_json.read(Path("package/lineage.json"))
     found = refer(
         predictions,
         version=lineage["version"],

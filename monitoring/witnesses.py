@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from smearline.differential import exact_interval
+from smearline.metrics.intervals import exact_bounds
 
 ANALYSER = {
     "NEUT%": ("NEUT_SEG", "NEUT_BAND", "METAMYELO", "MYELO", "PROMYELO"),
@@ -37,7 +36,7 @@ def reviewers(counts: Mapping[str, int] | None, limit: float | None) -> Witness:
     if not counts or not counts["cells_reviewed"]:
         return Witness(status="missing", says="no case of these days was signed off by a reviewer")
     changed, seen = counts["cells_overridden"], counts["cells_reviewed"]
-    low, high = (float(v) for v in exact_interval(np.array(changed), np.array(seen)))
+    low, high = (float(v) for v in exact_bounds(changed, seen))
     says = f"changed {changed} of {seen} signed-off cells ({100 * low:.1f} to {100 * high:.1f} %)"
     if limit is None:
         return Witness(status="too little", says=f"{says}; no limit has been measured yet")

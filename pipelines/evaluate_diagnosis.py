@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
 
 from pipelines.cells import EVALUATION, in_force
 from pipelines.patients import DIAGNOSIS, PREDICTIONS, diagnosed
-from smearline import diagnosis, diagnosis_evaluation, staining
+from smearline import diagnosis, diagnosis_evaluation, plain_json, staining
 from smearline.diagnosis import DiagnosisModel
 
 NULLS = ("number of cells", "mean colour")
@@ -42,7 +41,7 @@ def main() -> None:
     if (DIAGNOSIS / diagnosis.ABSENT_FILE).is_file():
         figures = {
             "evidence": None,
-            "absent_because": json.loads((DIAGNOSIS / diagnosis.ABSENT_FILE).read_text())["because"],
+            "absent_because": plain_json.read(DIAGNOSIS / diagnosis.ABSENT_FILE)["because"],
         }
         table.write_text("site,smear\n", encoding="utf-8")
     else:
@@ -70,8 +69,8 @@ def main() -> None:
         for name, row in by_model.items():
             low, high = row["auc_interval"]
             print(f"{name:28} AUC {row['auc']:.3f} ({low:.3f} to {high:.3f})")
-    out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (EVALUATION / "diagnosis_headline.json").write_text(json.dumps(_headline(figures)) + "\n", encoding="utf-8")
+    plain_json.write(out, plain_json.plain(figures))
+    plain_json.write(EVALUATION / "diagnosis_headline.json", _headline(figures))
 
 
 def _test(model: DiagnosisModel, test: pd.DataFrame, counts: pd.DataFrame) -> dict[str, Any]:

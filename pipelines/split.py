@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pipelines.cells import SPLITS
-from smearline import dataset, settings, splits
+from smearline import dataset, plain_json, settings, splits
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
             for site, part in joined.groupby("site")
         },
     }
-    Path("splits.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    plain_json.write(Path("splits.json"), summary)
     for site, part in summary["by_site"].items():  # type: ignore[attr-defined]
         print(f"{site:12} " + ", ".join(f"{s} {n['cells']} cells in {n['groups']} groups" for s, n in part.items()))
     print(f"{summary['near_duplicates']} images have a near duplicate; none straddles a split")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from pipelines.cells import MODEL, in_force
 from pipelines.patients import DIAGNOSIS, EMPTY, diagnosed
-from smearline import diagnosis
+from smearline import diagnosis, plain_json
 from smearline.recognition import RecognitionModel
 
 
@@ -20,8 +18,8 @@ def main() -> None:
     DIAGNOSIS.mkdir(parents=True, exist_ok=True)
     if not len(part) or part["group"].nunique() < 2:
         because = EMPTY if not found.left_out else f"fewer than two groups can be learned: {found.not_available}"
-        text = json.dumps({"because": because, "not_available": found.not_available}, indent=1)
-        (DIAGNOSIS / diagnosis.ABSENT_FILE).write_text(text + "\n", encoding="utf-8")
+        absent = {"because": because, "not_available": found.not_available}
+        plain_json.write(DIAGNOSIS / diagnosis.ABSENT_FILE, absent)
         print(f"no diagnostic model: {because}")
         return
     part = part.reset_index(drop=True)

@@ -8,7 +8,6 @@ Building again what is there does nothing, so a clone that pulled `package/` fro
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from smearline import plain_json
 
 NAME = "smearline"
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -49,7 +50,7 @@ def requirements(checkout: Path = CHECKOUT) -> list[str]:
 
 def build(package: Path, store: Path) -> str:
     """Build the bento of `package` into the BentoML home `store`, where it is not there yet. Returns its tag."""
-    version = json.loads((package / "lineage.json").read_text(encoding="utf-8"))["version"]
+    version = plain_json.read(package / "lineage.json")["version"]
     tag = f"{NAME}:{version}"
     if (store / "bentos" / NAME / version / "bento.yaml").exists():
         return tag

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from serving.cases import case_of
-from smearline import cbc, dataset, pseudonyms, sites
+from smearline import cbc, dataset, plain_json, pseudonyms, sites
 
 
 def write(workspace: Path, folder: Path) -> tuple[str, str]:
@@ -43,7 +42,7 @@ def write(workspace: Path, folder: Path) -> tuple[str, str]:
     if not pd.isna(first["acquired_at"]):
         request["acquired_at"] = first["acquired_at"].isoformat()
     request["cbc"] = {c.parameter: {"value": c.raw, "unit": c.unit} for c in counts.itertuples()}
-    (folder / "request.json").write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
+    plain_json.write(folder / "request.json", request)
     site = sites.load(first["site"])
     return site.name, case_of(site.name, pseudonyms.pseudonym(pseudonyms.key(site), site.name, "smear", first["smear"]))
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -20,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.cases import CaseConflict, KeyReused
 from smearline import tokens
 from smearline.errors import ImportSourceError, SiteError, SmearlineError, TokenError, VocabularyError
+from smearline.plain_json import plain
 
 NOTICE = "research use only"
 LIMITS = {"images": 512, "part_bytes": 8_000_000, "request_bytes": 128_000_000, "requests_at_once": 32}
@@ -176,16 +175,4 @@ def parse_json(data: bytes | str) -> Any:
 
 def as_json(body: Any) -> bytes:
     """Compact JSON; numbers to six places, what is no number as null."""
-    return json.dumps(_plain(body), ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value
+    return json.dumps(plain(body), ensure_ascii=False, separators=(",", ":")).encode()

@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import load_file
 
 from serving import bento
-from smearline import __version__, dataset, differential
+from smearline import __version__, dataset, differential, plain_json
 from smearline.diagnosis import ABSENT_FILE, DiagnosisModel, check_pair
 from smearline.errors import ModelError
 from smearline.recogniser import Recogniser, Served
@@ -87,8 +87,8 @@ def main() -> None:
     if card:
         shutil.copytree(diagnosis, PACKAGE / "diagnosis")
     headlines = [Path("evaluation") / name for name in ("headline.json", "diagnosis_headline.json")]
-    metrics = [json.loads(path.read_text(encoding="utf-8")) for path in headlines]
-    judged = json.loads(Path("evaluation/diagnosis.json").read_text(encoding="utf-8"))
+    metrics = [plain_json.read(path) for path in headlines]
+    judged = plain_json.read(Path("evaluation/diagnosis.json"))
     lineage = {
         "smearline": __version__,
         "commit": _git("rev-parse", "HEAD"),
@@ -113,12 +113,12 @@ def main() -> None:
             "data_digest": card.data_digest,
             "evidence": judged["evidence"],
         },
-        "diagnosis_absent_because": None if card else json.loads(absent.read_text(encoding="utf-8"))["because"],
+        "diagnosis_absent_because": None if card else plain_json.read(absent)["because"],
         "onnx_max_difference": difference,
         "intended_use": model.card.intended_use,
     }
     lineage = {"version": version(PACKAGE, lineage), **lineage}
-    (PACKAGE / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
+    plain_json.write(PACKAGE / "lineage.json", lineage)
     tag = bento.build(PACKAGE, Path(os.environ.get("BENTOML_HOME") or ".smearline/bentoml"))
     print(f"packaged {', '.join(('recogniser', 'diagnosis') if card else ('recogniser',))} as {tag}: ", end="")
     print(f"ONNX equals torch to {difference:.1e}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from serving.cases import Case
-from smearline import cbc, diagnosis, differential, images, sites, vocabulary
+from smearline import cbc, diagnosis, differential, images, plain_json, sites, vocabulary
 from smearline.errors import ImageError
 from smearline.recognition import RecognitionModel, split, table_of
 from smearline.sites import Site
@@ -64,7 +63,7 @@ class Reader:
     """
 
     def __init__(self, package: Path, recognise: Recognise) -> None:
-        self.lineage: dict[str, Any] = json.loads((package / "lineage.json").read_text(encoding="utf-8"))
+        self.lineage: dict[str, Any] = plain_json.read(package / "lineage.json")
         model = RecognitionModel(package / "recogniser", threads=1)
         self.card, self._embedding_version = model.card, model.embedding_version
         self.diagnosis = diagnosis.DiagnosisModel(package / "diagnosis") if self.lineage["diagnosis"] else None
@@ -131,7 +130,7 @@ class Reader:
         num_types, num_values = len(self.card.types), sum(len(v) for v in self.card.characteristics.values())
         types, values, embedding = np.split(outputs, [num_types, num_types + num_values], axis=1)
         said = [{**row, "scale_assumed": site.microns_per_px is None} for row in rows]
-        return table_of(self.card, said, types, values, embedding, crops)
+        return table_of(self.card, said, crops, types, values, embedding)
 
     def origin(self, site: Site, with_diagnosis: bool) -> str:
         """Of an answer: what has one simulated input is simulated."""

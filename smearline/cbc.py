@@ -36,48 +36,6 @@ COUNTS = pa.schema(
         ("origin", pa.string()),
     ]
 )
-# Sysmex XN export: columns that describe the sample, not the blood. Names verbatim (docs/data.md, 'Blood counts').
-HEADER = [
-    "Nickname",
-    "Analyzer ID",
-    "Date",
-    "Time",
-    "Rack",
-    "Position",
-    "Sample No.",
-    "Sample Inf.",
-    "Order Type",
-    "Reception Date",
-    "Measurement Mode",
-    "Patient ID",
-    "Analysis Info.",
-    "Error(Func.)",
-    "Error(Result)",
-    "Order Info.",
-    "WBC Info.",
-    "PLT Info.",
-    "Rule Result",
-    "Validate",
-    "Validator",
-    "Action Message (Check)",
-    "Action Message (Review)",
-    "Action Message (Retest)",
-    "Sample Comment",
-    "Patient Name",
-    "Birth",
-    "Sex",
-    "Patient Comment",
-    "Ward Name",
-    "Doctor Name",
-    "Output",
-    "Sequence No.",
-    "Discrete",
-    "Judgment",
-    "Positive(Diff.)",
-    "Positive(Morph.)",
-    "Positive(Count)",
-]
-_HEADER = {name.casefold() for name in HEADER}
 _NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)(?:\((?P<unit>[^()]*)\))?\]?$")
 _LOW_RELIABILITY = ("*", "@")
 
@@ -150,7 +108,7 @@ def read_export(source: Path | bytes, name: str = "the blood counts") -> pd.Data
             f"{name} has no column 'Sample No.', so it is no Sysmex XN export, and no column 'smear' or 'sample' either"
         )
     patient = next((c for c in _PATIENT if c in frame.columns), "")
-    described = _HEADER | {c.casefold() for c in (sample, patient, _SAMPLED)}
+    described = {c.casefold() for c in (*sample_columns(), sample, patient, _SAMPLED)}
     rows: list[dict[str, Any]] = []
     for record in frame.to_dict("records"):
         names = list(record)
@@ -275,10 +233,20 @@ class Analyte:
 
 
 @cache
+def _tables() -> Mapping[str, Any]:
+    text = files("smearline.vocabulary").joinpath("laboratory.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+@cache
 def analytes() -> Mapping[str, Analyte]:
     """The analyser's name without unit to what is known of the value."""
-    text = files("smearline.vocabulary").joinpath("laboratory.yaml").read_text(encoding="utf-8")
-    return {name: Analyte(**row) for name, row in yaml.safe_load(text)["analytes"].items()}
+    return {name: Analyte(**row) for name, row in _tables()["analytes"].items()}
+
+
+def sample_columns() -> list[str]:
+    """The columns of a Sysmex XN export that describe the sample, not the blood."""
+    return list(_tables()["sample_columns"])
 
 
 def laboratory_values(counts: pd.DataFrame) -> pd.DataFrame:

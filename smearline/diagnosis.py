@@ -32,7 +32,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from smearline import cbc, differential, vocabulary
+from smearline import cbc, differential, plain_json, vocabulary
 from smearline.errors import DataError, ModelError
 from smearline.recognition import RecognitionModel
 from smearline.settings import DiagnosisSettings
@@ -271,7 +271,7 @@ class DiagnosisModel:
         if not (folder / CARD_FILE).is_file() and (folder / "diagnosis").is_dir():
             folder = folder / "diagnosis"
         if (folder / ABSENT_FILE).is_file():
-            because = json.loads((folder / ABSENT_FILE).read_text(encoding="utf-8"))["because"]
+            because = plain_json.read(folder / ABSENT_FILE)["because"]
             raise ModelError(f"{folder} holds no diagnostic model: {because}")
         for name in (SKOPS_FILE, CARD_FILE, SEEN_FILE):
             if not (folder / name).is_file():

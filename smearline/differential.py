@@ -20,21 +20,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from smearline import dataset, vocabulary
 from smearline.errors import DataError
+from smearline.metrics.intervals import exact_bounds
 from smearline.recognition import RecognitionModel, recognise
 
 VERSION = "summary-1"
-
-
-def exact_interval(count: NDArray[np.int64], total: NDArray[np.int64], level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Clopper-Pearson interval of count / total (Clopper & Pearson 1934, Biometrika 26:404), elementwise."""
-    tail = (1 - level) / 2
-    low = np.where(count > 0, beta.ppf(tail, np.maximum(count, 1), total - count + 1), 0.0)
-    high = np.where(count < total, beta.ppf(1 - tail, count + 1, np.maximum(total - count, 1)), 1.0)
-    return low, high
 
 
 def summarise(predictions: pd.DataFrame, embeddings: NDArray[np.float16]) -> pd.DataFrame:
@@ -59,7 +51,7 @@ def summarise(predictions: pd.DataFrame, embeddings: NDArray[np.float16]) -> pd.
         counts = part["predicted_type"].value_counts().reindex(types, fill_value=0).to_numpy()
         total = int(counts.sum())
         shares = counts / total if total else np.full(len(types), np.nan)
-        low, high = exact_interval(counts, np.full(len(types), total))
+        low, high = exact_bounds(counts, np.full(len(types), total))
         row = {
             "site": site,
             "smear": smear,

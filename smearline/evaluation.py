@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from smearline import dataset, evaluation_page, images, metrics, vocabulary
+from smearline import dataset, evaluation_page, images, metrics, plain_json, vocabulary
 from smearline.recognition import RecognitionModel, recognise
 
 
@@ -69,7 +68,7 @@ def evaluate(
             "not_judged": why,
             "counts": {"cells": len(predictions), "labelled": 0},
         }
-        _write_json(out / "metrics.json", {**figures, "context": context})
+        plain_json.write(out / "metrics.json", {**figures, "context": context})
         return figures
     names = [n for n in vocabulary.load().characteristics if n in labelled]
     truth = labelled[["sha256", *names]].melt("sha256", var_name="name", value_name="value").dropna(subset=["value"])
@@ -81,15 +80,11 @@ def evaluate(
         origin=origin,
         context=context,
     )
-    _write_json(out / "metrics.json", figures)
-    _write_json(out / "headline.json", metrics.headline(figures))
+    plain_json.write(out / "metrics.json", figures)
+    plain_json.write(out / "headline.json", metrics.headline(figures))
     errors = _examples(directory, judged, num_errors_shown)
     evaluation_page.render(figures, title="Recogniser: evaluation", examples=errors, out=out / "evaluation.html")
     return figures
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _examples(directory: Path, judged: pd.DataFrame, count: int) -> list[evaluation_page.ErrorExample]:

@@ -7,7 +7,6 @@ and trained_on.parquet (which cells and patients it has seen, so that nobody is 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
@@ -21,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from smearline import dataset, images, sites, staining, vocabulary
+from smearline import dataset, images, plain_json, sites, staining, vocabulary
 from smearline.errors import DataError, ImageError, ModelError
 from smearline.reader import prepare
 
@@ -70,7 +69,7 @@ class RecognitionModel:
                 raise ModelError(f"{folder} is no model folder: it has no {name}; {inside}")
         self.folder = folder
         try:
-            self.card = ModelCard.model_validate(json.loads((folder / CARD_FILE).read_text(encoding="utf-8")))
+            self.card = ModelCard.model_validate(plain_json.read(folder / CARD_FILE))
         except ValueError as error:
             raise ModelError(f"{folder / CARD_FILE} is no model card: {error}") from error
         if self.card.contract != CONTRACT:
@@ -150,7 +149,7 @@ def recognise(
     with ThreadPoolExecutor(threads) as pool:
         for metadata, batch in _batches(model, directory, keep, pool):
             outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
-            tables.append(table_of(model.card, metadata, *outputs, batch))
+            tables.append(table_of(model.card, metadata, batch, *outputs))
             if progress:
                 progress(len(metadata))
     if not tables:
@@ -183,10 +182,10 @@ def _batches(
 def table_of(
     card: ModelCard,
     metadata: list[dict[str, Any]],
+    crops: NDArray[np.uint8],
     types: NDArray[np.float32],
     values: NDArray[np.float32],
     embedding: NDArray[np.float32],
-    crops: NDArray[np.uint8],
 ) -> pa.Table:
     """One row a cell: the answer in the vocabulary's terms, and what its crop says of the staining and the optics.
 
@@ -194,8 +193,8 @@ def table_of(
 
     Args:
         metadata: sha256, site, patient, smear and scale_assumed of each cell.
-        types, values, embedding: the outputs type_probabilities, characteristic_probabilities and embedding.
         crops: what the network saw, B x S x S x 3 uint8.
+        types, values, embedding: the outputs type_probabilities, characteristic_probabilities and embedding.
     """
     text = pa.string()
     found = {name: pa.array([r[name] for r in metadata], text) for name in ("sha256", "site", "patient", "smear")}

@@ -3,7 +3,6 @@ flatter (decision 10)."""
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -19,6 +18,7 @@ from smearline.metrics.cells import codes, interval_by, num_patients, read_cells
 from smearline.metrics.characteristics import score_characteristics
 from smearline.metrics.intervals import RESAMPLES
 from smearline.metrics.type_scores import MIN_SUPPORT, score_calibration, score_types
+from smearline.plain_json import plain
 from smearline.vocabulary import load
 
 Json = dict[str, Any]
@@ -90,8 +90,8 @@ def evaluate(
         },
     }
     metrics["blast"]["smears"] = score_smears(cells, np.random.default_rng([seed, 1]))
-    plain: Json = _plain(metrics)
-    return plain
+    result: Json = plain(metrics)
+    return result
 
 
 def headline(metrics: Json) -> dict[str, float]:
@@ -133,14 +133,3 @@ def _counts(cells: pd.DataFrame) -> Json:
         "smears": len(cells.loc[cells["smear"].notna(), ["site", "smear"]].drop_duplicates()),
         "scale_assumed": int(cells["scale_assumed"].astype(bool).sum()),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Plain JSON values: 6 places, NaN and infinity as None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return round(float(value), 6) + 0.0 if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value

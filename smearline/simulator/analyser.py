@@ -12,6 +12,7 @@ from datetime import datetime
 
 import numpy as np
 
+from smearline.cbc import sample_columns
 from smearline.errors import SiteError
 from smearline.simulator.population import Patient, tables
 
@@ -37,7 +38,7 @@ def export(patient: Patient, units: Mapping[str, str], when: datetime, rng: np.r
     }
     raised = {name for name, ratio in excess.items() if ratio > 1}
     abnormal = {group for group, names in layout["flags"].items() if raised & set(names)}
-    row = layout["header"] | {
+    row = dict.fromkeys(sample_columns(), "") | layout["header"] | {
         "Date": f"{when:%Y/%m/%d}", "Time": f"{when:%H:%M:%S}", "Sample No.": patient.smear,
         "Patient ID": patient.patient, "Sequence No.": str(int(rng.integers(1, 9999))),
         "Judgment": "Positive" if abnormal else "Negative",

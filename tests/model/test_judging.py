@@ -14,6 +14,7 @@ from conftest import picture, put
 
 from smearline import dataset, differential, evaluation, importing, recogniser, sites, sources, vocabulary
 from smearline.errors import DataError, ModelError
+from smearline.metrics.intervals import exact_bounds
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard, RecognitionModel
 
 TYPES = ("NEUT_SEG", "NEUT_BAND", "BLAST", "LYMPH")
@@ -135,7 +136,7 @@ def test_a_smear_is_a_row_with_shares_and_their_intervals(folder: Path, cells: P
 
 
 def test_the_exact_interval_is_clopper_and_pearsons():
-    low, high = differential.exact_interval(np.array([5, 0]), np.array([100, 100]))
+    low, high = exact_bounds(np.array([5, 0]), np.array([100, 100]))
     assert (low[0], high[0]) == (pytest.approx(0.0164, abs=2e-4), pytest.approx(0.1128, abs=2e-4))
     assert (low[1], high[1]) == (0.0, pytest.approx(0.0362, abs=2e-4))
 

@@ -98,7 +98,7 @@ def smears(model: recognition.RecognitionModel) -> tuple[pd.DataFrame, pd.Series
         whose = {"site": "sim_north", "patient": f"p{number}", "smear": f"s{number}", "scale_assumed": False}
         metadata = [{"sha256": f"{number}-{i}", **whose} for i in range(8)]
         parts.append(
-            differential.summarise(*recognition.split(recognition.table_of(model.card, metadata, *outputs, crops)))
+            differential.summarise(*recognition.split(recognition.table_of(model.card, metadata, crops, *outputs)))
         )
     summary = pd.concat(parts, ignore_index=True).assign(embedding_version=model.embedding_version)
     return summary, pd.Series(["AML", "HEALTHY"] * 6)
