@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from conftest import picture
 
 from serving.cases import Answer, Case, CaseStore, Key, KeyReused, case_of
@@ -22,10 +23,33 @@ pytest_plugins = ["serving_fixtures"]
 NOW = datetime(2026, 5, 31, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def store(tmp_path: Path, sites: Path, monkeypatch: pytest.MonkeyPatch) -> CaseStore:
+POSTGRES = os.environ.get("SMEARLINE_TEST_POSTGRES")
+"""A server on which databases may be made, postgresql+psycopg://USER@HOST:PORT; `make proof-postgres` starts one."""
+
+
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.mission("the case store on PostgreSQL"))]
+)
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, sites: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CaseStore]:
     monkeypatch.setenv("SMEARLINE_SITES", str(sites))
-    return CaseStore(home=tmp_path / "home")
+    if request.param == "sqlite":
+        yield CaseStore(home=tmp_path / "home")
+        return
+    if not POSTGRES:
+        pytest.skip("SMEARLINE_TEST_POSTGRES names no server: make proof-postgres")
+    name = f"t{uuid.uuid4().hex}"
+    with sa.create_engine(f"{POSTGRES}/postgres", isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql(f"create database {name}")
+    store = CaseStore(f"{POSTGRES}/{name}", tmp_path / "home")
+    yield store
+    store._engine.dispose()
+
+
+def again(store: CaseStore) -> CaseStore:
+    """The same store, as another process opens it."""
+    return CaseStore(store._engine.url.render_as_string(hide_password=False), store.home)
 
 
 def add(store: CaseStore, site: str = "hospital", smear: str = "s", days_ago: int = 0, key: Key | None = None) -> bytes:
@@ -89,7 +113,7 @@ def test_a_case_signed_again_is_taken_in_again(store: CaseStore):
 
 def test_two_processes_with_one_key_give_one_answer(store: CaseStore):
     """Each has done the work before it learns of the other."""
-    other, key = CaseStore(home=store.home), Key("t", "k", "d")
+    other, key = again(store), Key("t", "k", "d")
     start, given = threading.Barrier(2), []
 
     def work(one: CaseStore) -> None:
@@ -109,15 +133,18 @@ def test_two_processes_with_one_key_give_one_answer(store: CaseStore):
 
 def test_a_commit_is_on_the_disk_before_the_answer_is_given(store: CaseStore):
     with store._engine.connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        if store._engine.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        else:
+            assert connection.exec_driver_sql("show synchronous_commit").scalar() == "on"
 
 
 def test_a_store_of_another_version_is_refused(store: CaseStore):
-    with sqlite3.connect(store.home / "cases.sqlite") as connection:
-        connection.execute("update store set schema_version = 99")
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("update store set schema_version = 99")
     with pytest.raises(DataError, match="version 99; this smearline reads version 1"):
-        CaseStore(home=store.home)
+        again(store)
 
 
 def test_an_answer_that_was_never_given(store: CaseStore):
@@ -126,13 +153,7 @@ def test_an_answer_that_was_never_given(store: CaseStore):
     assert store.case("x") is None
 
 
-@pytest.mark.mission("the case store on PostgreSQL")
-def test_postgresql_by_url(tmp_path: Path, sites: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    if not (url := os.environ.get("SMEARLINE_TEST_POSTGRES")):
-        pytest.skip("SMEARLINE_TEST_POSTGRES names no empty database (postgresql+psycopg://...)")
-    monkeypatch.setenv("SMEARLINE_SITES", str(sites))
-    store = CaseStore(url, tmp_path)
+def test_what_a_flow_reads(store: CaseStore):
     smear, key = uuid.uuid4().hex, Key("t", uuid.uuid4().hex, "d")
     given = add(store, smear=smear, key=key)
     assert add(store, smear=smear, key=key) == given == store.stored(key)
