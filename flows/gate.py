@@ -1,8 +1,7 @@
 """The gate: is the challenger at least as good as the champion on the same frozen smears? Pure, and deterministic.
 
 Both named the same cells, so what is resampled is the difference, by patient. The challenger passes a metric when the lower
-bound of the 90 % interval of (challenger - champion) lies above -margin. The interval is the union of the bootstrap's and of
-one that takes cells as independent (Agresti & Min 2005), since the bootstrap collapses where nothing differs among few.
+bound of the 90 % interval of (challenger - champion) lies above -margin (metrics.intervals.paired_difference).
 """
 
 from __future__ import annotations
@@ -16,9 +15,13 @@ import numpy as np
 import pandas as pd
 
 from smearline import vocabulary
+from smearline.metrics.intervals import bootstrap_counts, paired_difference
 
-RESAMPLES = 1000
-Z90 = 1.6448536269514722
+LEVEL = 0.9
+
+
+Named = Mapping[tuple[str, str], str | None]
+"""(site, smear) to a diagnosis."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Check:
 
     metric: str
     cells: int | None
+    """Cells, or smears, that it rests on."""
     champion: float | None
     challenger: float | None
     low: float | None
@@ -85,13 +89,11 @@ def _check(
     if old_N is None or old is None or new is None:
         why = "a frozen cell was not named" if len(new_N) else "no such cell among the frozen ones"
         return Check(metric, len(new_N), old, new, None, False, f"missing for the {missing[-1]} ({why}): refused")
-    change_N = new_N - old_N
-    _, of_N = np.unique(cluster_N, return_inverse=True)
-    gained_C, cells_C = np.bincount(of_N, change_N), np.bincount(of_N)
-    weight_BC = rng.multinomial(len(cells_C), np.full(len(cells_C), 1 / len(cells_C)), size=RESAMPLES)
-    low = float(np.quantile((weight_BC @ gained_C) / (weight_BC @ cells_C), 0.05))
-    b, c, n = (change_N > 0).sum() + 0.5, (change_N < 0).sum() + 0.5, len(new_N) + 2
-    low = min(low, float((b - c) / n - Z90 * math.sqrt(b + c - (b - c) ** 2 / n) / n))
+    change_N1 = (new_N - old_N + 1).astype(np.int64)[:, None]
+    counts_B3 = bootstrap_counts(cluster_N, change_N1, 3, rng)
+    lost, _, gained = counts_B3[0]
+    change_B = (counts_B3[:, 2] - counts_B3[:, 0]) / counts_B3.sum(axis=1)
+    low = paired_difference(change_B, gained, lost, len(new_N), level=LEVEL)["low"]
     passed = low > -margin
     says = "not worse" if passed else "worse" if new < old else "too few cells to show that it is not worse"
     return Check(metric, len(new_N), old, new, round(low, 6), passed, f"{says} (margin {margin:g})")
@@ -120,6 +122,26 @@ def diagnosis(challenger: Mapping[str, Any], champion: Mapping[str, Any], margin
     limit = min(old - margin, champion.get("diagnosis/auc_low", old))
     says = "missing for the challenger: refused" if new is None else f"the limit is {limit:.3f}"
     return [Check("diagnosis_auc", None, old, new, None, new is not None and new >= limit, says)]
+
+
+def diagnosed(truth: Named, challenger: Named | None, champion: Named | None, margin: float) -> list[Check]:
+    """The diagnoses of the same frozen smears: the share that is right, an abstention counting as not right. Patients are
+    few, so nothing is proved: refused is what loses more than `margin` of the smears. Nothing where the champion names none.
+
+    Args:
+        truth: (site, smear) to the patient's diagnosis. challenger, champion: to the group named, None where abstained;
+            None: the package has no diagnostic model.
+    """
+    if not truth or champion is None:
+        return []
+    old, new = (
+        None if named is None else sum(named.get(smear) == group for smear, group in truth.items()) / len(truth)
+        for named in (champion, challenger)
+    )
+    if new is None:
+        return [Check("diagnosis_right", len(truth), old, None, None, False, "missing for the challenger: refused")]
+    says = f"of {len(truth)} frozen smears; at most {margin:g} may be lost"
+    return [Check("diagnosis_right", len(truth), old, new, None, new >= (old or 0) - margin - 1e-9, says)]
 
 
 def verdict(checks: Iterable[Check], **about: Any) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
     """Run the gate and keep its result: its file, its SHA-256, what it says, and whether it says anything new."""
     params = settings.load()
     data, cells = params.data.folder, smears.frozen(params.data.folder)
-    old = smears.named(space, champion, data, cells) if champion else None
-    new = smears.named(space, challenger, data, cells)
+    old, old_groups = smears.named(space, champion, data, cells) if champion else (None, None)
+    new, new_groups = smears.named(space, challenger, data, cells)
     package = registry.fetched(space, challenger, "package")
     of_champion = _metrics(registry.fetched(space, champion, "package")) if champion else {}
     seen = pd.read_parquet(package / "recogniser" / "trained_on.parquet", columns=["sha256", "site", "patient"])
@@ -70,6 +70,7 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
         *gate.compare(cells, new, old, margin=params.gate.margin, seed=params.gate.seed),
         gate.seen_in_training(cells, seen),
         *gate.diagnosis(_metrics(package), of_champion, params.gate.margin),
+        *gate.diagnosed(smears.diagnoses(data, cells), new_groups, old_groups, params.gate.diagnosis_margin),
     ]
     result = gate.verdict(
         checks,

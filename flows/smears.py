@@ -53,13 +53,27 @@ def digest(cells: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def named(space: Workspace, version: Version, data: Path, cells: pd.DataFrame) -> dict[str, str]:
-    """sha256 to the type that a version's recogniser names."""
-    out = space.folder / STATE / "gate" / f"{version.package}-{digest(cells)[:12]}.parquet"
+def diagnoses(data: Path, cells: pd.DataFrame) -> dict[tuple[str, str], str | None]:
+    """(site, smear) to the diagnosis of the patient, for the frozen smears whose patient has one."""
+    known = dataset.read_tables(data, "labels/patients-*.parquet", dataset.PATIENTS).dropna(subset=["diagnosis"])
+    known = known.drop_duplicates(["site", "patient"], keep="last")
+    smears = cells.dropna(subset=["patient", "smear"]).drop_duplicates(["site", "smear"])
+    found = smears.merge(known[["site", "patient", "diagnosis"]], on=["site", "patient"])
+    return {(row.site, row.smear): row.diagnosis for row in found.itertuples()}
+
+
+def named(
+    space: Workspace, version: Version, data: Path, cells: pd.DataFrame
+) -> tuple[dict[str, str], dict[tuple[str, str], str | None] | None]:
+    """What a version says: sha256 to the type, and (site, smear) to the group, None where it abstained; None for all of them
+    where the package has no diagnostic model."""
+    out = space.folder / STATE / "gate" / f"{version.package}-{digest(cells)[:12]}"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        space.run(
-            "flows.score", str(fetched(space, version, "package") / "recogniser"), str(data), str(FROZEN), str(out)
-        )
-    found = pd.read_parquet(out)
-    return dict(zip(found["sha256"], found["predicted_type"], strict=True))
+        space.run("flows.score", str(fetched(space, version, "package")), str(data), str(FROZEN), str(out))
+    types = pd.read_parquet(out / "cells.parquet")
+    smears = None
+    if (out / "smears.parquet").exists():
+        found = pd.read_parquet(out / "smears.parquet")
+        smears = {(r.site, r.smear): None if pd.isna(r.group) else r.group for r in found.itertuples()}
+    return dict(zip(types["sha256"], types["predicted_type"], strict=True)), smears

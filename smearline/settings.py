@@ -90,6 +90,7 @@ class DiagnosisSettings(_Section):
 
 class GateSettings(_Section):
     margin: float = Field(gt=0, lt=0.5)
+    diagnosis_margin: float = Field(ge=0, lt=1)
     seed: int
 
 

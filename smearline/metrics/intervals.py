@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import beta
+from scipy.stats import beta, norm
 
 from smearline.metrics.cells import Bools, Ints
 
@@ -83,12 +83,12 @@ def ratio(hits: Floats, total: Floats) -> Floats:
         return np.asarray(hits / total)
 
 
-def interval(values_B: Floats, low: float | Floats, high: float | Floats) -> Estimate:
+def interval(values_B: Floats, low: float | Floats, high: float | Floats, level: float = 1 - ALPHA) -> Estimate:
     """The union of the bootstrap's percentile interval and the bounds given; unknown where the value is NaN."""
     value, kept = float(values_B[0]), values_B[1:][np.isfinite(values_B[1:])]
     if not np.isfinite(value):
         return UNKNOWN
-    ends = np.quantile(kept, [ALPHA / 2, 1 - ALPHA / 2]) if len(kept) else (value, value)
+    ends = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2]) if len(kept) else (value, value)
     low, high = min(value, float(ends[0]), float(low)), max(value, float(ends[1]), float(high))
     return {"value": value, "low": low, "high": high}
 
@@ -110,11 +110,13 @@ def mean(values_BC: Floats, bounds: Bounds) -> Estimate:
     return interval(means_B, value - off[0], value + off[1])
 
 
-def paired_difference(values_B: Floats, only_first: float, only_second: float, total: float) -> Estimate:
+def paired_difference(
+    values_B: Floats, only_first: float, only_second: float, total: float, level: float = 1 - ALPHA
+) -> Estimate:
     """A difference of two paired proportions (bounds: Agresti & Min 2005, Stat Med 24:729: half a cell added)."""
     b, c, n = only_first + 0.5, only_second + 0.5, total + 2
-    half = Z * float(np.sqrt(b + c - (b - c) ** 2 / n)) / n
-    return interval(values_B, (b - c) / n - half, (b - c) / n + half)
+    half = float(norm.ppf((1 + level) / 2) * np.sqrt(b + c - (b - c) ** 2 / n)) / n
+    return interval(values_B, (b - c) / n - half, (b - c) / n + half, level)
 
 
 def share(right_N: ArrayLike, cluster_N: ArrayLike, rng: np.random.Generator) -> Estimate:

@@ -134,3 +134,15 @@ def test_a_challenger_without_the_champions_diagnosis_is_refused():
     }
     assert passed == {"better": True, "within": True, "worse": False, "missing": False}
     assert gate.diagnosis({}, {}, 0.03) == []
+
+
+def test_a_challenger_that_loses_diagnoses_of_frozen_smears_is_refused():
+    truth = {("s", str(i)): "AML" if i % 2 else "ALL" for i in range(20)}
+    lost_two = {k: None if k[1] in {"1", "2"} else v for k, v in truth.items()}
+    lost_three = {k: "MDS" if k[1] in {"1", "2", "3"} else v for k, v in truth.items()}
+    passed = {
+        name: gate.diagnosed(truth, named, truth, 0.1)[0].passed
+        for name, named in {"same": truth, "two": lost_two, "three": lost_three, "missing": None}.items()
+    }
+    assert passed == {"same": True, "two": True, "three": False, "missing": False}
+    assert gate.diagnosed(truth, truth, None, 0.1) == gate.diagnosed({}, truth, truth, 0.1) == []
