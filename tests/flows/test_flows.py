@@ -42,7 +42,7 @@ def says(space: Workspace, version: str, wrong: float = 0.0) -> None:
         cells = smears.frozen(Path("data"))
     named = [t if i % 20 >= 20 * wrong else "PLASMA" for i, t in enumerate(cells["true_type"])]
     package = registry.find(space, version).package
-    out = space.folder / ".smearline/gate" / f"{package}-{smears.digest(cells)[:12]}.parquet"
+    out = space.folder / ".smearline/gate" / f"{package}-{smears.digest(cells)[:12]}" / "cells.parquet"
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame({"sha256": cells["sha256"], "predicted_type": named}).to_parquet(out)
     bento = space.folder / ".smearline/bentoml/bentos/smearline" / package / "bento.yaml"
