@@ -3,8 +3,8 @@
     python -m bench.false_alarms [--tables 200]      bench/results/false_alarms.json
 
 A table has 25 features, half of them skewed. A day's smears share a part of the variance (`day`), or none. Stated is a rate of
-5 % over all features. Dealing days keeps it; dealing smears keeps it only where days do not differ; drawing from the reference
-with replacement, as is often done, does not keep it at all.
+5 % over all features. Dealing days (or patients, of whom the same holds) keeps it; dealing smears keeps it only where days do
+not differ; drawing from the reference with replacement, as is often done, does not keep it at all.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import pandas as pd
 from bench.results import write
 from monitoring import drift
 
+X = [f"x{i}" for i in range(25)]
 NAMES = ("days dealt", "smears dealt", "bootstrap of the reference")
 DAYS = (0.0, 0.36)
 """Share of the variance that the smears of a day have in common."""
-SHAPES = ((5, 5, 5, 4), (20, 5, 5, 4), (20, 5, 2, 10), (40, 1, 10, 1))
+SHAPES = ((5, 5, 5, 4), (20, 5, 5, 4), (20, 5, 2, 10), (40, 1, 10, 1), (40, 1, 5, 10), (40, 10, 5, 1))
 """Days of the reference, smears a day; days of the window, smears a day."""
 
 
@@ -34,31 +35,44 @@ def main() -> None:
 def tables(num: int) -> dict[str, Any]:
     found: dict[str, Any] = {"tables": num}
     for day in DAYS:
-        for days, per_day, now_days, now_per_day in SHAPES:
+        for shape in SHAPES:
+            days, per_day, now_days, now_per_day = shape
             random, alarms = np.random.default_rng(1), dict.fromkeys(NAMES, 0)
             for _ in range(num):
                 base, now = _table(random, days, per_day, day), _table(random, now_days, now_per_day, day)
                 fired = (
-                    _fires(base, now, drift._deal(random, now, base, True)),
-                    _fires(base, now, drift._deal(random, now, base, False)),
+                    _fires(random, base, now, "day"),
+                    _fires(random, base, now, "smear"),
                     _bootstrap_fires(random, base, now),
                 )
                 alarms = {name: alarms[name] + f for name, f in zip(NAMES, fired, strict=True)}
             label = f"day {day}: reference {days} days x {per_day} smears, window {now_days} x {now_per_day}"
             found[label] = {name: round(count / num, 3) for name, count in alarms.items()}
+            found[label]["days dealt, shifted by 1.5 standard deviations"] = round(_power(num, *shape, day), 3)
     return found
+
+
+def _power(num: int, days: int, per_day: int, now_days: int, now_per_day: int, share: float) -> float:
+    """How often a window is called of which one feature is shifted."""
+    random, called = np.random.default_rng(2), 0
+    for _ in range(num):
+        base, now = _table(random, days, per_day, share), _table(random, now_days, now_per_day, share)
+        called += _fires(random, base, now.assign(x0=now["x0"] + 1.5), "day")
+    return called / num
 
 
 def _table(random: np.random.Generator, days: int, per_day: int, share: float) -> pd.DataFrame:
     day = np.repeat(np.arange(days), per_day)
     values = random.normal(size=(days, 25))[day] * share**0.5 + random.normal(size=(len(day), 25)) * (1 - share) ** 0.5
     values[:, 12:] = np.exp(values[:, 12:])
-    return pd.DataFrame(values, columns=[f"x{i}" for i in range(25)]).assign(day=day.astype(str))
+    return pd.DataFrame(values, columns=X).assign(day=day.astype(str), smear=[f"{n}" for n in range(len(day))])
 
 
-def _fires(base: pd.DataFrame, now: pd.DataFrame, dealt: tuple[drift.Floats, drift.Floats]) -> bool:
-    pooled = pd.concat([base, now])
-    found = np.stack([drift._distances(pooled[f"x{i}"].to_numpy(np.float32), *dealt) for i in range(25)], axis=1)
+def _fires(random: np.random.Generator, base: pd.DataFrame, now: pd.DataFrame, unit: str) -> bool:
+    here, there = drift._blocks(now, base, unit, X, random)
+    inside = drift._deal(random, len(there), len(here))
+    pooled = pd.concat([there, here])
+    found = np.stack([drift._distances(pooled[x].to_numpy(np.float32), inside, 1 - inside) for x in X], axis=1)
     largest = (found / np.quantile(found, 0.99, axis=0)).max(axis=1)
     return bool((largest >= largest[0]).mean() <= drift.FALSE_ALARM_RATE)
 

@@ -63,7 +63,8 @@ def judge(folder: str, site: str, reference: str) -> list[dict[str, str]]:
     cases = {case for p in files for case in pd.read_parquet(p, columns=["case_id"])["case_id"]}
     signed = [case for case in store.signed_off(not_ingested=False) if case.case_id in cases]
     cells = [cell for case in signed for cell in case.cells]
-    reviews = {"cells_reviewed": len(cells), "cells_overridden": sum(cell.overridden for cell in cells)}
+    reviews = {"cases_reviewed": len(signed), "cells_reviewed": len(cells)}
+    reviews |= {"cells_overridden": sum(cell.overridden for cell in cells)}
     state = STATE / f"watched-{site}"
     now = json.dumps([reference, reviews, [(p.name, p.stat().st_mtime_ns) for p in files]])
     if state.exists() and state.read_text() == now:

@@ -2,7 +2,7 @@
 
 reference/smears.parquet    a row a smear (monitoring.smears)
 reference/centres.parquet   a row a site and predicted type: what cells of the type are like
-reference/reference.json    version, origin, and by site what can be judged and the smallest shift that will be called
+reference/reference.json    version, origin, and by site what can be judged
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import pandas as pd
 
 from monitoring import drift
 from monitoring.smears import PSEUDO_CELLS, Centres, by_smear, named
-from smearline import plain_json, vocabulary
+from smearline import plain_json
 from smearline.errors import DataError
 
 REFERENCE = Path("reference")
-CONTRACT = "reference-1"
-_WINDOWS = (5, 10, 20)
+CONTRACT = "reference-2"
 _MOST_SMEARS = 2000
 """Of a site with more a random part is kept: more would make no threshold surer."""
 
@@ -88,20 +87,9 @@ def refer(predictions: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS, **about: 
             "days": [days.min(), days.max(), days.nunique()] if len(days) else None,
             "pseudo_smears": bool(smears["pseudo"].any()),
             "spread": centres[str(site)].spread if str(site) in centres else None,
-            "smallest_called": {str(n): _smallest_called(smears, n) for n in _WINDOWS},
         }
     rules = {"contract": CONTRACT, "false_alarm_rate": drift.FALSE_ALARM_RATE, "least_smears": drift.LEAST_SMEARS}
-    rules |= {"least_reference_smears": drift.LEAST_REFERENCE, "vocabulary": list(vocabulary.load().types)}
     return Reference(pd.concat(frames, ignore_index=True), centres, {**rules, **about, "sites": sites})
-
-
-def _smallest_called(smears: pd.DataFrame, size: int) -> dict[str, float]:
-    """The shift of each feature that a window of `size` smears would be called for: the window dealt from the reference."""
-    if len(smears) < size + drift.LEAST_REFERENCE:
-        return {}
-    order = np.random.default_rng(size).permutation(len(smears))
-    found = drift.compare(smears.iloc[order[:size]].assign(day=None), smears.iloc[order[size:]].assign(day=None), {})
-    return {f.name: round(f.threshold, 4) for features in found.features.values() for f in features}
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Cells to a row a smear, in five families of features that are judged apart.
 
     staining    medians of smearline.staining over the smear's cells; the nucleus on segmented neutrophils alone, since its
-                colour differs by type of cell (on 5 to 10 of them; missing where there are fewer)
+                colour differs by type of cell (on 5 to 10 of them; missing where there are fewer); and the share of cells that
+                show red cells, and a stained nucleus, at all: of a stain that has faded away nothing else can be measured
     optics      medians, likewise
     mix         share_<TYPE>, of all the smear's cells
     confidence  confidence_mean (probability of the type named), confidence_uncertain (share of cells below 0.5), both as they
@@ -30,7 +31,9 @@ from smearline.errors import DataError
 from smearline.staining import OPTICS, STAINING
 
 LEAST_CELLS = 20
-"""A smear with fewer cells is left out and counted."""
+"""A smear with fewer cells is left out; the verdict counts it."""
+LEAST_MEASURED = 5
+"""A median of fewer crops is not taken: of a faded stain only the odd crop is still measured, and that one is no witness."""
 LEAST_NEUTROPHILS, MOST_NEUTROPHILS = 5, 10
 """Of a smear with more the first ten are taken: else the smears of a ward with few neutrophils would differ more among
 themselves, and that alone would be called a change of stain."""
@@ -41,6 +44,9 @@ _LEAST_OF_TYPE = 10
 CONFIDENCE = ("confidence_mean", "confidence_uncertain", "confidence_unidentified")
 DISTANCE = "embedding_distance"
 NUCLEUS = [name for name in STAINING if "nucleus" in name]
+SEEN = ("stain_red_cell_seen", "stain_nucleus_seen")
+ALWAYS_SHOWN = (*(name for name in (*STAINING, *OPTICS) if name not in NUCLEUS),)
+"""What every smear shows, whatever the disease: where it is gone, something is wrong."""
 NEEDS_RECOGNISER = ("mix", "confidence", "embedding")
 
 Floats = NDArray[np.float64]
@@ -49,7 +55,13 @@ Floats = NDArray[np.float64]
 def families() -> dict[str, tuple[str, ...]]:
     """The features of each family, in the order of the page."""
     shares = tuple(f"share_{t}" for t in vocabulary.load().types if t != "UNIDENTIFIED")
-    return {"staining": STAINING, "optics": OPTICS, "mix": shares, "confidence": CONFIDENCE, "embedding": (DISTANCE,)}
+    return {
+        "staining": (*STAINING, *SEEN),
+        "optics": OPTICS,
+        "mix": shares,
+        "confidence": CONFIDENCE,
+        "embedding": (DISTANCE,),
+    }
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,8 @@ def named(cells: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS) -> pd.DataFrame
 
 
 def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.int64] | None = None) -> pd.DataFrame:
-    """`named` cells to a row a smear: site, smear, day, pseudo, seen, num_cells, num_neutrophils and `families`.
+    """`named` cells to a row a smear: site, smear, patient, day (the last on which cells of it came), pseudo, seen, num_cells
+    and `families`.
 
     Args:
         centres: of the reference; None leaves confidence and embedding missing.
@@ -166,20 +179,26 @@ def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.in
         part = cells.iloc[places]
         if len(part) < LEAST_CELLS:
             continue
-        neutrophils = part[part["predicted_type"] == "NEUT_SEG"]
-        colours = part[[*STAINING, *OPTICS]].median()
-        enough = len(neutrophils) >= LEAST_NEUTROPHILS
-        colours[NUCLEUS] = neutrophils[NUCLEUS].head(MOST_NEUTROPHILS if enough else 0).median()
+        measured = part[[*STAINING, *OPTICS]]
+        neutrophils = measured.loc[part["predicted_type"] == "NEUT_SEG", NUCLEUS]
+        colours = measured.median().where(measured.notna().sum() >= LEAST_MEASURED)
+        colours[NUCLEUS] = neutrophils.head(MOST_NEUTROPHILS if len(neutrophils) >= LEAST_NEUTROPHILS else 0).median()
+        seen_here = {name: float(part[f"{name.removesuffix('_seen')}_R"].notna().mean()) for name in SEEN}
         shares = part["predicted_type"].value_counts(normalize=True).reindex(words.types, fill_value=0.0)
-        row: dict[str, Any] = {"site": site, "smear": smear, **part.iloc[0][["day", "pseudo"]]}
+        days, whose = part["day"].dropna(), part["patient"].dropna()
+        row: dict[str, Any] = {"site": site, "smear": smear, "pseudo": part["pseudo"].iloc[0]}
+        row |= {
+            "patient": whose.iloc[0] if len(whose) and not row["pseudo"] else None,
+            "day": days.max() if len(days) else None,
+        }
         row |= {"seen": bool((part["split"] == "train").any()) if "split" in part else False}
-        row |= {"num_cells": len(part), "num_neutrophils": len(neutrophils), **colours}
+        row |= {"num_cells": len(part), **colours, **seen_here}
         row |= {f"share_{t}": shares[t] for t in words.types if t != "UNIDENTIFIED"}
         row |= dict.fromkeys((*CONFIDENCE, DISTANCE), np.nan)
         if rest is not None and centres is not None:
             row |= _within_type(rest[places], centres) | {"confidence_unidentified": shares["UNIDENTIFIED"]}
         rows.append(row)
-    columns = ["site", "smear", "day", "pseudo", "seen", "num_cells", "num_neutrophils"]
+    columns = ["site", "smear", "patient", "day", "pseudo", "seen", "num_cells"]
     return pd.DataFrame(rows, columns=[*columns, *(f for names in families().values() for f in names)])
 
 

@@ -3,7 +3,7 @@
 accept    every judged family is as the reference
 observe   a family has moved, or a witness disagrees: look at the page
 hold      hold automatic release: moved beyond the shift at which accuracy was seen to fall (limits.yaml); or staining,
-          optics, confidence or embedding moved and a witness disagrees
+          optics, confidence or embedding moved and a witness disagrees; or what every smear shows is not in sight
 stop      moved beyond that shift and a witness disagrees: stop and review
 cannot be judged    with the reason
 """
@@ -24,8 +24,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitoring.drift import Comparison, Feature
-from monitoring.smears import describe, families
+from monitoring.smears import NUCLEUS, describe, families
 from monitoring.witnesses import Witness
+from smearline.staining import STAINING
 
 Word = Literal["accept", "observe", "hold", "stop", "cannot be judged"]
 _LEAD = {"hold": "Hold automatic release", "stop": "Stop and review"}
@@ -43,6 +44,8 @@ class Finding(BaseModel):
     """How far it has moved, in the unit of limits.yaml."""
     limit: float | None = None
     since: str | None = None
+    lost: tuple[str, ...] = ()
+    """Features that the reference's smears show and most of the window's do not."""
 
     @property
     def beyond(self) -> bool:
@@ -87,24 +90,30 @@ def find(comparison: Comparison, history: pd.DataFrame) -> dict[str, Finding]:
     """Each family's finding. `history`: the site's smears up to the window's end, from which 'since' is read."""
     found = {}
     for family in families():
+        lost = comparison.lost.get(family, ())
         if because := comparison.because.get(family):
-            found[family] = Finding(status="cannot be judged", because=because)
+            found[family] = Finding(status="cannot be judged", because=because, lost=lost)
             continue
         features = comparison.features[family]
         worst = max(features, key=lambda f: f.ratio)
         found[family] = Finding(
-            status="moved" if worst.moved else "as the reference",
+            status="moved" if worst.moved else "cannot be judged" if lost else "as the reference",
+            because=f"most smears do not show {listed([describe(n).words for n in lost])}" if lost else None,
             features=features,
             size=size_of(family, {f.name: f for f in features}),
             limit=limits().get(family, {}).get("limit"),
             since=_since(history, worst) if worst.moved else None,
+            lost=lost,
         )
     return found
 
 
 def size_of(family: str, features: Mapping[str, Feature]) -> float | None:
-    """How far a family has moved, in the unit of limits.yaml; None where it has no limit."""
+    """How far a family has moved, in the unit of limits.yaml; None where it has no limit, or cannot be given."""
     if family == "staining":
+        features = {name: f for name, f in features.items() if name in STAINING}
+        if not {name for name in STAINING if name not in NUCLEUS} <= set(features):
+            return None  # of what is left no size can be given that compares with the limit
         shifts = [math.log10(f.reference / f.now) if "glass" in name else f.shift for name, f in features.items()]
         return round(float(np.sqrt(np.mean(np.square(shifts)))), 4)
     if family == "confidence" and "confidence_mean" in features:
@@ -133,7 +142,7 @@ def decide(found: Mapping[str, Finding], witnesses: Mapping[str, Witness], canno
     disagrees = any(w.status == "disagrees" for w in witnesses.values())
     if beyond and disagrees:
         return "stop"
-    if beyond or (disagrees and moved - {"mix"}):
+    if beyond or (disagrees and moved - {"mix"}) or any(v.lost for v in found.values()):
         return "hold"
     if moved or disagrees:
         return "observe"
@@ -160,6 +169,8 @@ def sentence(
             text += f", which for {listed(beyond)} is beyond the shift at which accuracy was seen to fall"
     else:
         text = f"{whose} are as the reference in {listed(same)}" if same else f"nothing was judged on {whose}"
+    if gone := [describe(name).words for f in found.values() for name in f.lost]:
+        text += f"; most of them do not show {listed(gone)}, which every smear of the reference shows"
     if by["cannot be judged"]:
         text += f"; {listed(by['cannot be judged'])} could not be judged"
     against = [f"the {name}: {w.says}" for name, w in witnesses.items() if w.status == "disagrees"]

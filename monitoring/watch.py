@@ -17,7 +17,7 @@ import pandas as pd
 from monitoring import page, report
 from monitoring.drift import FALSE_ALARM_RATE, LEAST_REFERENCE, LEAST_SMEARS, Comparison, compare
 from monitoring.reference import REFERENCE, Reference
-from monitoring.smears import NEEDS_RECOGNISER, by_smear, named
+from monitoring.smears import LEAST_CELLS, NEEDS_RECOGNISER, by_smear, named
 from monitoring.verdict import Verdict, decide, find, limits, sentence
 from monitoring.witnesses import analyser, reviewers
 from smearline.errors import DataError
@@ -28,9 +28,9 @@ _PSEUDO = (
     "cells without a smear were cut into pseudo-smears of 50, which differ less among themselves than smears of patients do: "
     "the false-alarm rate holds only between such"
 )
-_FEW_DAYS = (
-    "the days are too few to be resampled, so smears were: where days differ in themselves, false alarms are more frequent "
-    "than stated"
+_FEW = (
+    "the {} are too few to be resampled, so smears were: where {} differ in themselves, false alarms are more frequent than "
+    "stated"
 )
 
 
@@ -54,7 +54,7 @@ def judge(
         log: LOG/SITE/DAY.parquet, as the case store exports it.
         reference: the folder of the stage `reference`.
         out: OUT/SITE/DAY/ is written, and .smearline/evidently beside OUT.
-        witnesses: {'reviewers': CaseStore.review_counts of the window, 'analyser': rows of cbc.COUNTS}; what is not given is
+        witnesses: {'reviewers': counts of the window (`reviewers`), 'analyser': rows of cbc.COUNTS}; what is not given is
             printed as missing.
 
     Raises:
@@ -76,7 +76,10 @@ def judge(
         return base, smears, rows, compare(smears[smears["day"] >= first], rows, because)
 
     bases: list[str | None] = [site] if own else [against] if against else list(enough)
-    base, smears, rows, comparison = min(map(compared, bases or [None]), key=lambda found: found[3].farthest)
+    # The nearest of those that can judge most: what is not judged is not near.
+    base, smears, rows, comparison = min(
+        map(compared, bases or [None]), key=lambda found: (-len(found[3].features), found[3].farthest)
+    )
     window = smears[smears["day"] >= first]
     if base and not own:
         how = "as was asked" if against else "the nearest of its sites"
@@ -84,7 +87,11 @@ def judge(
             f"{site} has no reference of its own; it was compared with {base}, {how}, and may have differed all along"
         )
     notes += [_PSEUDO] if window["pseudo"].any() or rows["pseudo"].any() else []
-    notes += [_FEW_DAYS] if comparison.too_few_days else []
+    notes += [_FEW.format(comparison.too_few, comparison.too_few)] if comparison.too_few else []
+    here = cells[cells["day"] >= first]
+    came = here["smear"].nunique()
+    if left_out := came - len(window):
+        notes.append(f"{left_out} of {came} smears were left out, since they have fewer than {LEAST_CELLS} cells")
     found, said = find(comparison, smears), witnesses or {}
     heard = {
         "reviewers": reviewers(said.get("reviewers"), limits()["overrides"]["limit"]),
@@ -92,13 +99,15 @@ def judge(
     }
     # Staining and optics alone are no acceptance of a recogniser that is not the reference's.
     cannot = comparison.because.get("staining") or next(iter(because.values()), None)
+    if left_out > len(window):
+        cannot = cannot or notes[-1]
     word, whose = decide(found, heard, cannot), f"{len(window)} smears of {site}"
     made = Verdict(
         site=site,
         day=day,
         verdict=word,
         sentence=sentence(word, whose, found, heard, cannot),
-        version=" and ".join(sorted(cells.loc[cells["day"] >= first, "version"].unique())),
+        version=" and ".join(sorted(here["version"].unique())),
         window={"first": first, "last": day, "days": days},
         num_smears=len(window),
         num_cells=int(window["num_cells"].sum()),

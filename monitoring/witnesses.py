@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
+from scipy.stats import t as student
 
 from smearline.metrics.intervals import exact_bounds
 
@@ -32,7 +33,8 @@ class Witness(BaseModel):
 
 
 def reviewers(counts: Mapping[str, int] | None, limit: float | None) -> Witness:
-    """`counts`: CaseStore.review_counts of the window. Disagrees when the 95 % interval of the share changed lies above `limit`."""
+    """`counts`: cases_reviewed, cells_reviewed, cells_overridden. Disagrees when the 95 % interval of the share changed lies
+    above `limit`."""
     if not counts or not counts["cells_reviewed"]:
         return Witness(status="missing", says="no case of these days was signed off by a reviewer")
     changed, seen = counts["cells_overridden"], counts["cells_reviewed"]
@@ -40,12 +42,16 @@ def reviewers(counts: Mapping[str, int] | None, limit: float | None) -> Witness:
     says = f"changed {changed} of {seen} signed-off cells ({100 * low:.1f} to {100 * high:.1f} %)"
     if limit is None:
         return Witness(status="too little", says=f"{says}; no limit has been measured yet")
+    if counts["cases_reviewed"] < _LEAST:
+        return Witness(
+            status="too little", says=f"{says}; of {counts['cases_reviewed']} cases, and {_LEAST} are needed"
+        )
     return _heard(low, high, limit, f"{says}; the limit is {100 * limit:.1f} %")
 
 
 def analyser(counts: pd.DataFrame | None, smears: pd.DataFrame, limit: float) -> Witness:
     """`counts`: rows of cbc.COUNTS. Disagrees when, for one of its five types, the mean difference from our share of white
-    cells on the same smears lies beyond `limit` by two standard errors."""
+    cells on the same smears lies beyond `limit` with its 95 % interval (Student's, Bonferroni's over the types)."""
     theirs = (
         pd.DataFrame() if counts is None else counts[counts["value"].notna() & counts["parameter"].isin(list(ANALYSER))]
     )
@@ -63,12 +69,14 @@ def analyser(counts: pd.DataFrame | None, smears: pd.DataFrame, limit: float) ->
     known = {name: gap.dropna() for name, gap in gaps.items() if gap.notna().sum() >= _LEAST}
     if not known:
         return Witness(status="too little", says=f"fewer than {_LEAST} smears have a value of its differential")
-    name, gap = max(known.items(), key=lambda item: abs(item[1].mean()))
-    mean, error = float(gap.mean()), float(gap.std() / math.sqrt(len(gap)))
-    says = (
-        f"{name}: ours is {100 * mean:+.1f} points from its own on {len(gap)} smears (standard error {100 * error:.1f})"
-    )
-    return _heard(abs(mean) - 2 * error, abs(mean) + 2 * error, limit, f"{says}; the limit is {100 * limit:.0f}")
+    found = []
+    for name, gap in known.items():
+        half = float(student.ppf(1 - 0.025 / len(known), len(gap) - 1) * gap.std() / math.sqrt(len(gap)))
+        found.append((abs(float(gap.mean())) - half, half, name, float(gap.mean()), len(gap)))
+    low, half, name, mean, count = max(found)
+    says = f"{name}: ours is {100 * mean:+.1f} points from its own on {count} smears (give or take {100 * half:.1f})"
+    high = max(abs(m) + h for _, h, _, m, _ in found)
+    return _heard(low, high, limit, f"{says}; the limit is {100 * limit:.0f}")
 
 
 def _heard(low: float, high: float, limit: float, says: str) -> Witness:

@@ -11,7 +11,7 @@ from monitoring import drift
 from monitoring.drift import compare
 from monitoring.reference import Reference
 from monitoring.smears import by_smear, families, named
-from monitoring.verdict import find
+from monitoring.verdict import decide, find, sentence
 from smearline.staining import STAINING
 
 
@@ -63,7 +63,8 @@ def test_false_alarms_come_as_often_as_is_stated():
     for seed in range(60):
         values = np.random.default_rng(seed).normal(size=(30, len(names)))
         values[:, ::2] = np.exp(values[:, ::2])  # shares and distances are skewed
-        table = pd.DataFrame(values, columns=names).assign(day=None, seen=False)
+        table = pd.DataFrame(values, columns=names).assign(day=None, patient=None, seen=False)
+        table["smear"] = [f"s{i}" for i in range(30)]
         alarms += compare(table.iloc[:10], table.iloc[10:], {}).farthest > 1
     assert 1 <= alarms <= 8
 
@@ -85,8 +86,58 @@ def test_days_that_differ_in_themselves_are_no_drift(reference):
 
 
 def test_too_few_days_to_deal_are_said(reference):
-    assert compare(window(5, per_day=5), reference.smears, {}).too_few_days  # 1 day and 6: 7 ways to deal
-    assert not compare(window(20, per_day=4), reference.smears, {}).too_few_days  # 5 days and 6: 462
+    assert compare(window(5, per_day=5), reference.smears, {}).too_few == "days"  # 1 day and 6: 7 ways to deal
+    assert compare(window(20, per_day=4), reference.smears, {}).too_few is None  # 5 days and 6: 462
+
+
+def test_a_patient_s_smears_count_once_where_days_are_not_known():
+    """Five patients with four smears each: their smears are no twenty witnesses."""
+    names, by_patients, by_smears = [n for family in families().values() for n in family], 0, 0
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        own = random.normal(size=(25, len(names)))[np.arange(100) // 4]
+        table = pd.DataFrame(own + random.normal(size=own.shape), columns=names).assign(day=None, seen=False)
+        table["smear"] = [f"s{i}" for i in range(100)]
+        for patient in ([f"p{i // 4}" for i in range(100)], None):
+            called = (
+                compare(
+                    *(
+                        t.assign()
+                        for t in (table.assign(patient=patient).iloc[:20], table.assign(patient=patient).iloc[20:])
+                    ),
+                    {},
+                ).farthest
+                > 1
+            )
+            by_patients, by_smears = (by_patients + called, by_smears) if patient else (by_patients, by_smears + called)
+    assert by_patients <= 4 and by_smears >= 10
+
+
+def test_a_busy_window_is_called_though_the_reference_s_days_are_thin():
+    names, called = [n for family in families().values() for n in family], 0
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        days = [*(f"r{i}" for i in range(40)), *(f"w{i // 10}" for i in range(50))]
+        table = pd.DataFrame(random.normal(size=(90, len(names))), columns=names).assign(
+            day=days, patient=None, seen=False
+        )
+        table["smear"] = [f"s{i}" for i in range(90)]
+        table.loc[40:, names[0]] += 3
+        called += compare(table.iloc[40:], table.iloc[:40], {}).farthest > 1
+    assert called >= 8
+
+
+def test_a_stain_that_has_faded_away_is_not_as_the_reference(reference):
+    table = window(12)
+    red = [c for c in table if "red_cell" in c and not c.endswith("seen")]
+    faded = table.assign(**dict.fromkeys(red, np.nan), stain_red_cell_seen=0.0, stain_nucleus_seen=0.0)
+    found = find(compare(faded, reference.smears, {}), faded)
+    assert found["staining"].status == "moved" and set(found["staining"].lost) == set(red)
+    assert found["staining"].size is None, "of what is left no size can be given"
+    assert decide(found, {}, None) == "hold"
+    assert "do not show red cells in red light" in sentence("hold", "12 smears of lab", found, {}, None)
+    table.loc[:7, red] = np.nan  # the last four cannot speak for the others
+    assert decide(find(compare(table, reference.smears, {}), table), {}, None) == "hold"
 
 
 def test_too_few_smears_cannot_be_judged(reference):

@@ -104,14 +104,16 @@ def test_beyond_the_shift_that_cost_accuracy_it_is_held(watched, limits):
 
 
 def test_colour_and_a_witness_against_it_are_held_and_beyond_the_limit_stopped(watched, limits):
-    said = {"witnesses": {"reviewers": {"cells_reviewed": 200, "cells_overridden": 60}}}
+    said = {"witnesses": {"reviewers": {"cases_reviewed": 5, "cells_reviewed": 200, "cells_overridden": 60}}}
     assert watched(stain_red_cell=1.15, judging=said).verdict == "hold"
     stopped = watched(stain_red_cell=1.6, judging=said)
     assert stopped.verdict == "stop" and "the reviewers: changed 60 of 200" in stopped.sentence
     assert watched(judging=said).verdict == "observe"  # the pictures are as ever, the answers are not
-    few = {"witnesses": {"reviewers": {"cells_reviewed": 200, "cells_overridden": 8}}}
+    few = {"witnesses": {"reviewers": {"cases_reviewed": 5, "cells_reviewed": 200, "cells_overridden": 8}}}
     made = watched(judging=few)
     assert (made.verdict, made.witnesses["reviewers"].status) == ("accept", "agrees")
+    one = {"witnesses": {"reviewers": {"cases_reviewed": 1, "cells_reviewed": 50, "cells_overridden": 25}}}
+    assert watched(judging=one).witnesses["reviewers"].status == "too little"
 
 
 def counts(cells: pd.DataFrame, **added: float) -> pd.DataFrame:
@@ -132,6 +134,10 @@ def test_the_analyser_agrees_or_disagrees(watched):
     made = watched(judging={"witnesses": {"analyser": counts(cells, LYMPH=25.0)}})
     assert (made.verdict, made.witnesses["analyser"].status) == ("observe", "disagrees")
     assert "LYMPH%: ours is -25" in made.sentence
+    noisy = counts(cells, LYMPH=-25.0)  # the widest mean gap, but an unsure one, hides no sure one
+    noisy.loc[noisy["parameter"] == "NEUT%", "value"] += [90, -30, 90, -30, 90, -30, 90, -30, 90, -30]
+    made = watched(judging={"witnesses": {"analyser": noisy}})
+    assert made.witnesses["analyser"].status == "disagrees" and "LYMPH%" in made.witnesses["analyser"].says
     four = counts(cells[cells["smear"].isin([f"s9-{i}" for i in range(4)])])
     assert watched(judging={"witnesses": {"analyser": four}}).witnesses["analyser"].status == "too little"
 
@@ -141,6 +147,12 @@ def test_too_few_smears_cannot_be_judged(watched):
     assert made.verdict == "cannot be judged"
     assert made.sentence == "Cannot be judged: 4 smears with enough cells came in; 5 are needed."
     assert (made.path / "index.html").exists()
+
+
+def test_smears_that_are_left_out_are_counted_and_not_accepted(log, reference_folder, tmp_path):
+    few = draw(20, 12, first_day=LATER, cells=15).assign(smear=lambda f: "few-" + f["smear"])
+    made = judge(log(pd.concat([draw(6, 9, first_day=LATER), few])), "lab", reference_folder, tmp_path / "watch")
+    assert made.verdict == "cannot be judged" and "20 of 26 smears were left out" in made.sentence
 
 
 def test_another_recogniser_is_not_compared_and_not_accepted(watched):
