@@ -209,10 +209,13 @@ def _diagnosis(figures: dict[str, Any]) -> list[str]:
         ]
         for name, row in figures["cross_validation"].items()
     ]
+    parts = figures["cross_validation"]["model"]["by_recogniser_training"]
     said = (
         f"{' against '.join(patients)} among {sum(patients.values())} real patients "
         f"({', '.join(f'{n} {g}' for g, n in patients.items())}), by repeated cross-validation over patients; the recogniser "
-        f"was trained on the cells of {figures['recogniser_has_seen']} of these smears (docs/diagnosis.md):"
+        f"was trained on the cells of {parts['seen']['smears']} of these smears; on the other "
+        f"{parts['not_seen']['smears']} the whole model has an AUC of "
+        f"{_bounded(parts['not_seen']['auc'], parts['not_seen']['auc_interval'])} (docs/diagnosis.md):"
     )
     return [said, _table(["what the model reads", "features", "AUC", "the whole model gains"], rows)]
 

@@ -106,7 +106,8 @@ def review(client: httpx.Client, answers: list[dict[str, Any]]) -> int:
             if cell["type"] != cell["truth"]
         ]
         count += len(overrides)
-        body = {"case_id": answer["case_id"], "cells": overrides, "comment": "simulated review", "sign_off": True}
+        which = {name: answer[name] for name in ("case_id", "answer_id")}
+        body = {**which, "cells": overrides, "comment": "simulated review", "sign_off": True}
         client.post("/v1/review", json=body).raise_for_status()
     print(f"  {len(answers)} cases signed off, {count} cells overridden")
     return count
@@ -172,10 +173,10 @@ def main() -> None:
             with loop.step("the new model answers"):
                 after, found["held_back_after"] = serve(client, held_back, again="after")
             with loop.step("trace"):
-                found["trace_before"] = json.loads(loop.run("flows", "trace", before[0]["answer_id"], "--json"))
-                found["trace_after"] = json.loads(loop.run("flows", "trace", after[0]["answer_id"], "--json"))
+                found["trace_before"] = json.loads(loop.run("smearline.cli", "trace", before[0]["answer_id"], "--json"))
+                found["trace_after"] = json.loads(loop.run("smearline.cli", "trace", after[0]["answer_id"], "--json"))
                 for answer in (before[0], after[0]):
-                    loop.run("flows", "trace", answer["answer_id"])
+                    loop.run("smearline.cli", "trace", answer["answer_id"])
             with loop.step("rollback"):
                 loop.run("flows", "rollback", "--reason", "the drill", token=token)
                 _until(client, LOOP)

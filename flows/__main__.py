@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -26,11 +25,6 @@ COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, dict[str, Any]], ...]]] = {
         (("version", {}), REASON),
     ),
     "rollback": ("production", "back to the version before, as the holder of $SMEARLINE_TOKEN", (REASON,)),
-    "trace": (
-        "trace",
-        "what stands behind an answer",
-        (("answer_id", {}), ("--json", {"action": "store_true", "dest": "as_json"})),
-    ),
     "serve": (
         "serve",
         "run the flows at the times in prefect.yaml; needs prefect server start",
@@ -68,14 +62,8 @@ def run(command: str, workspace: Path, **given: Any) -> int:
         raise SmearlineError(
             f"{workspace} is no workspace (a git clone with data of its own); name one: --workspace FOLDER"
         )
-    if command != "trace":
-        prepare(workspace, needs_server=command == "serve")
-    module = importlib.import_module(f"flows.{COMMANDS[command][0]}")
-    if command == "trace":
-        found = module.trace(workspace, given["answer_id"])
-        print(json.dumps(found, indent=1) if given["as_json"] else module.shown(found))
-        return 0
-    function = getattr(module, command)
+    prepare(workspace, needs_server=command == "serve")
+    function = getattr(importlib.import_module(f"flows.{COMMANDS[command][0]}"), command)
     if command in ("approve", "serve"):
         function(workspace, **given)
         return 0

@@ -26,7 +26,10 @@ def append(folder: Path, who: str, what: str, **details: Any) -> str:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         whole, newline, torn = file.read().rpartition(b"\n")
-        if torn:  # the writer was killed and nobody was told that this line stands
+        if torn and _whole(torn):  # an editor took its newline
+            file.write(b"\n")
+            whole, newline = whole + newline + torn, b"\n"
+        elif torn:  # the writer was killed and nobody was told that this line stands
             file.truncate(len(whole) + len(newline))
         previous = _digest(whole.rsplit(b"\n", 1)[-1]) if newline else START
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -75,8 +78,17 @@ def problems(folder: Path, heads: Iterable[str] = ()) -> list[str]:
 
 
 def _lines(folder: Path) -> list[bytes]:
+    """The lines, without one at the end that was cut off in the writing."""
     path = folder / LOG
-    return path.read_bytes().splitlines() if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return lines if _whole(lines[-1]) else lines[:-1]
+
+
+def _whole(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _digest(line: bytes) -> str:

@@ -54,7 +54,7 @@ def ingest(workspace: str = ".") -> State[Any]:
             failed.append(f"{folder}: {error}")
     commit = version(workspace, str(data), counts | {"folders": len(looked_at)}) if signed or looked_at else ""
     if signed:  # a sign-off that came meanwhile is left to the next run
-        store.mark_ingested([case.case_id for case in signed], commit, until=max(case.signed_at for case in signed))
+        store.mark_ingested(signed, commit)
     for seen, now in looked_at.items():
         seen.write_text(now)
     purged = {f"purged: {name}": number for name, number in store.purge(datetime.now(UTC)).items()}
@@ -84,34 +84,38 @@ def take_cases(signed: list[SignedCase], data: Path) -> dict[str, int]:
 
 
 def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) -> dict[str, int]:
-    named = {cell.sha256 for case in cases for cell in case.cells}
-    missing = named - there
+    whose = {cell.sha256: {"patient": case.patient, "smear": case.smear} for case in cases for cell in case.cells}
+    named, missing = set(whose), set(whose) - there
     with dataset.CellWriter(data / "cells", site) as writer:
         for shard in sorted({shard for case in cases for shard in case.shards}):
             for part in pq.ParquetFile(shard).iter_batches(batch_size=dataset.ROW_GROUP):
                 for row in part.to_pylist():
                     if row["sha256"] in missing:
                         missing.remove(row["sha256"])
-                        writer.add(row)
+                        writer.add(row | whose[row["sha256"]])  # the patient may have been named later
     labels = [row for case in cases for row in _labels(case) if row["sha256"] not in missing]
-    said = {(row["sha256"], row["name"]): row["value"] for row in labels}
+    said = {(row["sha256"], row["name"], row["source"]): row["value"] for row in labels}
+    again = {(row["sha256"], row["source"]) for row in labels}
 
     def withdrawn(old: Any) -> bool:
-        """A reviewer who signs a case again may say something else."""
-        return old.source == "review" and said.get((old.sha256, old.name), old.value) != old.value
+        """A case that is signed again says what it says now, and nothing of what it said before. What another case says of the
+        same picture stays: then the two are in conflict."""
+        return (old.sha256, old.source) in again and said.get((old.sha256, old.name, old.source)) != old.value
 
     key = ["sha256", "name", "value", "labelled_by", "source"]
     dataset.merge_rows(dataset.labels_path(data, site), labels, dataset.LABELS, key, drop=withdrawn)
-    path, whose = data / "labels" / f"patients-{site}.parquet", ["site", "patient", "smear"]
-    known = {tuple(row[k] for k in whose): row for row in pq.read_table(path).to_pylist()} if path.exists() else {}
+    path, of_smear = data / "labels" / f"patients-{site}.parquet", ["site", "patient", "smear"]
+    known = {tuple(row[k] for k in of_smear): row for row in pq.read_table(path).to_pylist()} if path.exists() else {}
     diagnosed = [_patient(case, known) for case in cases if case.patient and case.diagnosis]
     if diagnosed:
-        dataset.merge_rows(path, diagnosed, dataset.PATIENTS, whose, keep="last")
+        dataset.merge_rows(path, diagnosed, dataset.PATIENTS, of_smear, keep="last")
     counts = [
-        row for case in cases for row in pa.Table.from_pandas(case.counts, cbc.COUNTS, preserve_index=False).to_pylist()
+        row | {"patient": case.patient}
+        for case in cases
+        for row in pa.Table.from_pandas(case.counts, cbc.COUNTS, preserve_index=False).to_pylist()
     ]
     if counts:
-        dataset.merge_rows(data / "cbc" / f"{site}.parquet", counts, cbc.COUNTS, cbc.KEY)
+        dataset.merge_rows(data / "cbc" / f"{site}.parquet", counts, cbc.COUNTS, cbc.KEY, keep="last")
     numbers = (
         len(cases),
         len(named - there - missing),
@@ -126,8 +130,8 @@ def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) 
 
 def _labels(case: SignedCase) -> Iterator[dict[str, Any]]:
     """Rows of LABELS: the type of every cell, as confirmed or overridden, and what characteristics the reviewer set."""
-    by = {"labelled_by": case.reviewer, "labelled_at": case.signed_at, "role": "reference", "source": "review"}
-    by |= {"vocabulary": vocabulary.load().version, "conflicted": False}
+    by = {"labelled_by": case.reviewer, "labelled_at": case.signed_at, "role": "reference"}
+    by |= {"source": f"review of {case.case_id}", "vocabulary": vocabulary.load().version, "conflicted": False}
     for cell in case.cells:
         for name, value in {"type": cell.type, **cell.characteristics}.items():
             yield {"sha256": cell.sha256, "name": name, "value": value, "source_label": value, **by}

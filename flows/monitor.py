@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def monitor(workspace: str = ".", site: str | None = None) -> State[Any]:
 def judge(folder: str, site: str, reference: str) -> list[dict[str, str]]:
     """The verdict of a site's last days: its pages, an artifact, a line in the audit log. Empty: nothing is new."""
     store = CaseStore(home=Workspace(Path(folder)).service)
-    files = sorted((store.home / "log" / site).glob("*.parquet"))
+    today = datetime.now(UTC).date().isoformat()  # a scanner whose clock runs ahead must not hide the days that come
+    files = sorted(p for p in (store.home / "log" / site).glob("*.parquet") if p.stem <= today)
     first = (date.fromisoformat(files[-1].stem) - timedelta(days=DAYS - 1)).isoformat() if files else ""
     files = [p for p in files if p.stem >= first]
     cases = {case for p in files for case in pd.read_parquet(p, columns=["case_id"])["case_id"]}
@@ -70,7 +71,10 @@ def judge(folder: str, site: str, reference: str) -> list[dict[str, str]]:
     if state.exists() and state.read_text() == now:
         return []
     witnesses = {"reviewers": reviews, "analyser": store.counts(cases)}
-    found = watch.judge(store.home / "log", site, Path(reference), Path("watch"), days=DAYS, witnesses=witnesses)
+    last = files[-1].stem if files else None
+    found = watch.judge(
+        store.home / "log", site, Path(reference), Path("watch"), day=last, days=DAYS, witnesses=witnesses
+    )
     print(found.sentence)
     page, key = Path("watch") / site / found.day / "index.html", f"verdict-{site.replace('_', '-')}"
     rows: list[dict[str, Any]] = [

@@ -25,6 +25,11 @@ def rollback(workspace: str = ".", reason: str = "") -> State[Any]:
     """Back to the version that was in production before, from the bento store: neither DVC nor a network is needed."""
     space = Workspace(Path(workspace))
     who, stack = approver(space), registry.productions(space)
+    registry.refuse_untrusted(space)
+    if repair(space):
+        return Completed(
+            message=f"the switch to {stack[-1].name}, which had been cut off, is finished; nothing more was done"
+        )
     if not reason.strip():
         raise FlowError("a rollback needs a reason: --reason 'what went wrong'")
     if len(stack) < 2:
@@ -50,11 +55,13 @@ def switch(space: Workspace, version: Version, who: str, what: str, **told: Any)
     _point(space, version)
 
 
-def repair(space: Workspace) -> None:
-    """Finish a switch that was cut off between its tag and its pointer."""
+def repair(space: Workspace) -> bool:
+    """Finish a switch that was cut off between its tag and its pointer; whether there was one."""
     stack, pointer = registry.productions(space), space.folder / POINTER
     if stack and (not pointer.exists() or pointer.read_text().strip() != stack[-1].package):
         _point(space, stack[-1])
+        return True
+    return False
 
 
 def approver(space: Workspace) -> str:
@@ -64,6 +71,10 @@ def approver(space: Workspace) -> str:
     holder = tokens.holder(space.service / "tokens.yaml", token)
     if "approve" not in holder.roles:
         raise TokenError(f"'{holder.name}' may {', '.join(sorted(holder.roles))}, but not approve")
+    if holder.sites is not None:
+        raise TokenError(
+            f"'{holder.name}' may act for {', '.join(sorted(holder.sites))} alone; what is served is every site's"
+        )
     return holder.name
 
 

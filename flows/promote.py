@@ -6,7 +6,6 @@ gate/VERSION.json is the gate's result. An approval names its SHA-256, so it hol
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from prefect.states import Completed, Failed, State
 from flows import artifacts, audit, gate, production, registry, smears
 from flows.frame import in_workspace, nothing_new
 from flows.registry import Version
+from flows.retrain import refuse_unversioned
 from flows.workspace import FlowError, Workspace
 from smearline import plain_json, settings
 
@@ -27,8 +27,7 @@ from smearline import plain_json, settings
 def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
     """Compare the newest candidate (or `version`) with the champion; switch to it where a person approved that."""
     space = Workspace(Path(workspace))
-    if problems := registry.audit_problems(space):
-        raise FlowError(f"{audit.LOG} cannot be trusted, so nothing is promoted: {'; '.join(problems)}")
+    registry.refuse_untrusted(space)
     production.repair(space)
     stack, known = registry.productions(space), registry.versions(space)
     if not known:
@@ -52,6 +51,8 @@ def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
         return Completed(name="AwaitingApproval", message=says)
     told = {"gate_sha256": digest, "approved_by": approval["who"], "reason": approval["reason"]}
     with space.lock("promote", "production"):
+        if (now := registry.productions(space)[-1:]) != stack[-1:]:
+            raise FlowError(f"{now[0].name if now else 'nothing'} came into production meanwhile; run promote again")
         production.switch(space, challenger, "flow promote", "promote", **told)
     return Completed(message=f"{challenger.name} (package {challenger.package}) is in production")
 
@@ -60,16 +61,24 @@ def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
 def compare(space: Workspace, challenger: Version, champion: Version | None) -> tuple[Path, str, dict[str, Any], bool]:
     """Run the gate and keep its result: its file, its SHA-256, what it says, and whether it says anything new."""
     params = settings.load()
+    if space.git("diff", "HEAD", "--name-only", "--", str(smears.FROZEN)):
+        raise FlowError(
+            f"{smears.FROZEN} is not what git holds of it, and what is frozen stays: git checkout {smears.FROZEN}"
+        )
+    refuse_unversioned(str(space.folder))
     data, cells = params.data.folder, smears.frozen(params.data.folder)
     old, old_groups = smears.named(space, champion, data, cells) if champion else (None, None)
     new, new_groups = smears.named(space, challenger, data, cells)
     package = registry.fetched(space, challenger, "package")
-    of_champion = _metrics(registry.fetched(space, champion, "package")) if champion else {}
+    lineage = plain_json.read(package / "lineage.json")
+    of_champion: dict[str, Any] = {"metrics": {}}
+    if champion:
+        of_champion = plain_json.read(registry.fetched(space, champion, "package") / "lineage.json")
     seen = pd.read_parquet(package / "recogniser" / "trained_on.parquet", columns=["sha256", "site", "patient"])
     checks = [
         *gate.compare(cells, new, old, margin=params.gate.margin, seed=params.gate.seed),
         gate.seen_in_training(cells, seen),
-        *gate.diagnosis(_metrics(package), of_champion, params.gate.margin),
+        *gate.diagnosis(lineage, of_champion, params.gate.margin),
         *gate.diagnosed(smears.diagnoses(data, cells), new_groups, old_groups, params.gate.diagnosis_margin),
     ]
     result = gate.verdict(
@@ -80,6 +89,7 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
         smears={
             "sha256": smears.digest(cells),
             "cells": len(cells),
+            "cells_without_a_label": len(pd.read_parquet(smears.FROZEN, columns=[])) - len(cells),
             "smears": int(cells["smear"].nunique()),
             "patients": int(cells["patient"].nunique()),
             "sites": sorted(set(cells["site"])),
@@ -105,6 +115,7 @@ def approve(workspace: Path, version: str, reason: str) -> None:
         TokenError: the token is nobody's, or its holder may not approve.
     """
     space = Workspace(workspace)
+    registry.refuse_untrusted(space)
     who, found = production.approver(space), registry.find(space, version)
     path = space.folder / "gate" / f"{found.name}.json"
     told = audit.entries(space.folder, "gate", version=found.name)
@@ -115,6 +126,13 @@ def approve(workspace: Path, version: str, reason: str) -> None:
     gate_sha256 = _sha256(path)
     if told[-1]["gate_sha256"] != gate_sha256:
         raise FlowError(f"{path} is not what the gate wrote; run: python -m flows promote")
+    stack = registry.productions(space)
+    if stack[-1:] == [found]:
+        raise FlowError(f"{found.name} is in production already")
+    if told[-1]["champion"] != (stack[-1].name if stack else None):
+        raise FlowError(
+            f"the gate compared {found.name} with another version than serves now; run: python -m flows promote"
+        )
     if not told[-1]["passed"]:
         raise FlowError(f"{found.name} was {told[-1]['says']}; a refused version cannot be approved")
     about = {"version": found.name, "package": found.package, "gate_sha256": gate_sha256}
@@ -131,11 +149,6 @@ def approved(space: Workspace, version: Version, digest: str) -> audit.Entry | N
             found = entry
         elif entry["what"] == "rollback" and entry["back_from"] == version.name:
             found = None
-    return found
-
-
-def _metrics(package: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = plain_json.read(package / "lineage.json")["metrics"]
     return found
 
 

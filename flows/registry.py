@@ -48,8 +48,23 @@ def tags(space: Workspace) -> list[Tag]:
 
 
 def audit_problems(space: Workspace) -> list[str]:
-    """What is wrong with the audit log, beside what the tags remember of it."""
-    return audit.problems(space.folder, [tag.said["audit"] for tag in tags(space)])
+    """What is wrong with the audit log, beside what git and the tags remember of it."""
+    found = audit.problems(space.folder, [tag.said["audit"] for tag in tags(space)])
+    if space.git("ls-tree", "HEAD", str(audit.LOG)):  # every line is committed with what it tells of
+        committed = space.git("show", f"HEAD:{audit.LOG}")
+        if not (space.folder / audit.LOG).is_file() or not (space.folder / audit.LOG).read_text("utf-8").startswith(
+            committed
+        ):
+            found.append("it is not what git holds of it: lines were changed or cut off")
+    return found
+
+
+def refuse_untrusted(space: Workspace) -> None:
+    """Raises FlowError where the audit log has been tampered with: no act of a person may stand on it."""
+    if problems := audit_problems(space):
+        raise FlowError(
+            f"{audit.LOG} cannot be trusted, so nothing is done: {'; '.join(problems)}. Compare it with git's"
+        )
 
 
 def versions(space: Workspace) -> list[Version]:

@@ -70,14 +70,10 @@ def retrain(workspace: str = ".") -> State[Any]:
         stages = {s.addressing: s for s in sorted(graph, key=lambda s: s.addressing) if s.cmd}
         needs = {name: [d.addressing for d in graph.successors(s) if d.cmd] for name, s in stages.items()}
         outs = [out for s in stages.values() for out in s.outs]
-        sources = [s.addressing for s in graph if not s.cmd and s.addressing in changed]
+        sources = _sources(graph, changed)
     kept_in_git = [Path(out.fspath) for out in outs if not out.use_cache]
     ignores = {Path(out.fspath).parent / ".gitignore" for out in outs}
-    if sources:
-        names = " ".join(s.removesuffix(".dvc") for s in sources)
-        raise FlowError(
-            f"data that are no version yet: {names}. Run the flow ingest, or: dvc add {names} && git commit"
-        )
+    _refuse_unversioned(sources)
     made = [space.folder / "dvc.lock", space.folder / audit.LOG, *kept_in_git]
     _refuse_uncommitted(space, made)
     if not changed and (known := registry.of_package(space, _lineage(space)["version"])):
@@ -130,9 +126,31 @@ def _lineage(space: Workspace) -> dict[str, Any]:
     return found
 
 
+def _sources(graph: Any, changed: Any) -> list[str]:
+    return [s.addressing for s in graph if not s.cmd and s.addressing in changed]
+
+
+def _refuse_unversioned(sources: list[str]) -> None:
+    if sources:
+        names = " ".join(s.removesuffix(".dvc") for s in sources)
+        raise FlowError(
+            f"data that are no version yet: {names}. Run the flow ingest, or: dvc add {names} && git commit"
+        )
+
+
+def refuse_unversioned(folder: str) -> None:
+    """Raises FlowError where data differ from the version that git names."""
+    with Repo(folder) as repo:
+        graph = repo.index.graph
+        sources = [s.addressing for s in graph if not s.cmd]
+        _refuse_unversioned(_sources(graph, repo.status(sources) if sources else {}))
+
+
 def _refuse_uncommitted(space: Workspace, made: list[Path]) -> None:
     """A candidate's commit must say what made it."""
     files = space.git("diff", "HEAD", "--name-only").splitlines()
+    new = space.git("ls-files", "--others", "--exclude-standard").splitlines()
+    files += [f for f in new if f.endswith((".py", ".yaml"))]  # a stage may read them
     if dirty := [f for f in files if space.folder / f not in made and not f.endswith(".gitignore")]:
         raise FlowError(
             f"uncommitted changes in {', '.join(dirty)}: commit them, so that the candidate says what made it"

@@ -42,6 +42,9 @@ def frozen(data: Path) -> pd.DataFrame:
         known.to_parquet(unfinished, index=False)
         unfinished.replace(FROZEN)
     cells = known.merge(labels, on="sha256")
+    cells["patient"] = cells["patient"].astype("string")  # of nothing but nulls Parquet gives back another type
+    if gone := sorted(set(known["site"]) - set(cells["site"])):
+        raise FlowError(f"no frozen cell of {', '.join(gone)} has an undisputed label any more; bring its labels back")
     if cells.empty:
         raise FlowError("no test cell has an undisputed label, so no model can be compared; label some and run retrain")
     return cells

@@ -53,6 +53,7 @@ def main() -> None:
             patients,
             params.diagnosis,
             lambda text: print(text, flush=True),
+            seen=summary["split"] == "train",
         )
         test = summary[summary["split"] == "test"]
         figures = {
@@ -62,7 +63,6 @@ def main() -> None:
             "num_patients": {g: int(n) for g, n in patients.groupby(groups).nunique().items()},
             "left_out": found.left_out,
             "cross_validation": by_model,
-            "recogniser_has_seen": int((summary["split"] == "train").sum()),
             "test": _test(model, test, found.counts) if len(test) else "no diagnosed patient is in the test split",
         }
         summary[["site", "smear", "split", "group"]].join(predicted).to_csv(table, index=False)
@@ -89,6 +89,13 @@ def _evidence(by_model: dict[str, Any], num_patients: int, origin: str) -> str:
     """What an answer of this model is worth, in a sentence that goes with every answer."""
     low, high = by_model["model"]["auc_interval"]
     said = f"cross-validated on {num_patients} {origin} patients: AUC {by_model['model']['auc']:.2f} ({low:.2f} to {high:.2f})"
+    parts = by_model["model"]["by_recogniser_training"]
+    if parts["seen"]["smears"]:
+        rest = parts["not_seen"]
+        said += f"; of {parts['seen']['smears']} smears the recogniser had been trained on cells, on the other {rest['smears']} "
+        said += (
+            "AUC {:.2f} ({:.2f} to {:.2f})".format(rest["auc"], *rest["auc_interval"]) if rest["auc"] else "not known"
+        )
     beaten = [null for null in NULLS if by_model[null]["model_gains_interval"][0] > 0]
     for null in NULLS:
         if null not in beaten:

@@ -37,7 +37,9 @@ def diagnosed(params: settings.Settings) -> Patients:
     real = RecognitionModel(MODEL).card.origin == "real"
     folder = params.data.folder
     known = dataset.read_tables(folder, "labels/patients-*.parquet", dataset.PATIENTS)
-    known = known.dropna(subset=["diagnosis", "patient"]).drop_duplicates(["site", "patient"])
+    known = known.dropna(subset=["diagnosis", "patient"])
+    disputed = known.groupby(["site", "patient"])["diagnosis"].transform("nunique") > 1
+    known = known[~disputed].drop_duplicates(["site", "patient"])
     left_out: dict[str, int] = {}
     if len(summary):
         summary = summary.merge(
@@ -51,7 +53,7 @@ def diagnosed(params: settings.Settings) -> Patients:
         of_smear = cells.dropna(subset=["smear"]).groupby(["site", "smear"])["split"].first()
         summary["split"] = of_smear.reindex(pd.MultiIndex.from_frame(summary[["site", "smear"]])).to_numpy()
         for why, keep in (
-            ("diagnosis not known", summary["group"].notna()),
+            ("diagnosis not known, or disputed", summary["group"].notna()),
             ("simulated patient", summary["origin"].eq("real") | (not real)),
             (f"fewer than {params.diagnosis.min_cells} cells", summary["num_counted"] >= params.diagnosis.min_cells),
         ):

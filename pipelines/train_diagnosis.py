@@ -23,6 +23,7 @@ def main() -> None:
         print(f"no diagnostic model: {because}")
         return
     part = part.reset_index(drop=True)
+    (DIAGNOSIS / diagnosis.ABSENT_FILE).unlink(missing_ok=True)
     model = diagnosis.write(
         DIAGNOSIS,
         part,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from weakref import WeakValueDictionary
 import pandas as pd
 from fastapi import FastAPI, HTTPException, Request
 from prometheus_client import Counter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.responses import Response
 
 from serving import http
@@ -28,19 +29,35 @@ from smearline.sites import Site
 if TYPE_CHECKING:
     from serving.reading import Reader
 
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 Identifier = Field(default=None, min_length=1, max_length=200)
 
 
 class SmearRequest(BaseModel):
     """Whose cells they are. Times carry their offset from UTC."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     site: str = Field(pattern=r"^[a-z][a-z0-9_]{1,31}$")
     smear: str | None = Identifier
     patient: str | None = Identifier
     acquired_at: AwareDatetime | None = None
     cbc: dict[str, Any] | None = None
+
+    @field_validator("acquired_at", mode="before")
+    @classmethod
+    def _as_text(cls, given: Any) -> Any:
+        if given is not None and not re.match(r"\d{4}-\d\d-\d\dT", str(given)):
+            raise ValueError("give ISO 8601 with the offset from UTC: 2026-01-31T08:30:00+01:00")
+        return given
+
+    @field_validator("acquired_at")
+    @classmethod
+    def _of_these_years(cls, given: datetime | None) -> datetime | None:
+        # A clock that is wrong would be taken for the site's last day, and hide all that comes after.
+        if given is not None and not EARLIEST <= given <= datetime.now(UTC) + timedelta(days=1):
+            raise ValueError("it lies before 2000 or in the future: the scanner's clock is wrong")
+        return given
 
 
 class DiagnoseRequest(SmearRequest):
@@ -63,6 +80,8 @@ class Review(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     case_id: str
+    answer_id: str | None = None
+    """The newest answer that the reviewer has seen; needed for a sign-off."""
     cells: list[CellReview] = Field(default_factory=list)
     diagnosis: str | None = None
     comment: str | None = Field(default=None, max_length=2000)
@@ -235,10 +254,10 @@ def _whose(asked: SmearRequest, site: Site, export: bytes | None) -> tuple[Case,
         if not rows:
             raise ImportSourceError("the part 'cbc' holds no sample of this smear; its number must be the smear's")
         counts = pd.DataFrame(rows, columns=cbc.COUNTS.names)
-        others = set(counts["patient"].dropna())
-        if patient and others - {patient}:
-            raise HTTPException(422, "the part 'cbc' says another patient than the request")
-        patient = patient or next(iter(others), None)
+        said = {*counts["patient"].dropna(), *([patient] if patient else [])}
+        if len(said) > 1:
+            raise HTTPException(422, "the part 'cbc' says another patient than the request, or several")
+        patient = next(iter(said), None)
     case_id = case_of(site.name, smear) if smear else uuid.uuid4().hex[:24]
     return Case(case_id, site.name, smear, patient), counts
 
@@ -278,13 +297,17 @@ async def review(request: Request) -> Response:
 
     def write(key: Key | None) -> bytes:
         case, at = _case(request, asked.case_id), stamp(datetime.now(UTC))
+        newest = case["answers"][-1]["answer_id"]
+        if asked.sign_off and asked.answer_id != newest:
+            why = "has answers that came after it" if asked.answer_id else "needs the answer that was looked at"
+            raise HTTPException(409, f"the sign-off {why}: read the case again, and give answer_id '{newest}'")
         by = {"reviewer": holder.name, "at": at, "comment": asked.comment}
         overrides = [{**row, **by} for row in _overrides(asked, case, store.predictions(asked.case_id))]
         if not overrides and not asked.sign_off:
             raise HTTPException(422, "nothing is set and nothing signed off: give cells, diagnosis or sign_off")
         told = {"overrides": len(overrides), "signed_off": asked.sign_off, **_notice(case)}
         body = http.as_json({"case_id": asked.case_id, **by, **told})
-        kept: bytes = store.review(asked.case_id, body, overrides, by if asked.sign_off else None, key)
+        kept: bytes = store.review(asked.case_id, body, overrides, by if asked.sign_off else None, key, newest)
         return kept
 
     desk: Desk = request.app.state.desk
@@ -295,6 +318,8 @@ def _overrides(asked: Review, case: dict[str, Any], predictions: pd.DataFrame) -
     """Rows of the table overrides. Raises VocabularyError, or HTTPException (422) for a cell that is not the case's."""
     words, rows = vocabulary.load(), []
     known = predictions.set_index("sha256")
+    if len({cell.sha256 for cell in asked.cells}) < len(asked.cells):
+        raise HTTPException(422, "a cell stands twice in the review")
     for cell in asked.cells:
         if cell.sha256 not in known.index:
             raise HTTPException(422, f"case {asked.case_id} has no cell '{cell.sha256}'")
@@ -302,6 +327,9 @@ def _overrides(asked: Review, case: dict[str, Any], predictions: pd.DataFrame) -
         said = {name: words.characteristic_value(name, value) for name, value in cell.characteristics.items()}
         if cell.type is not None:
             said["type"] = words.type_code(cell.type)
+        kind = said.get("type", predicted["predicted_type"])
+        if foreign := [n for n in cell.characteristics if kind not in words.characteristics[n].applies_to]:
+            raise HTTPException(422, f"'{foreign[0]}' does not apply to {kind}")
         for name, value in said.items():
             was = predicted.get("predicted_type" if name == "type" else f"c_{name}")
             rows.append({"sha256": cell.sha256, "name": name, "value": value, "was": was})

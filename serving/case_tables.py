@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from smearline.errors import DataError
 
-VERSION = 1
+VERSION = 2
 _META = sa.MetaData()
 
 
@@ -51,7 +51,7 @@ SIGNOFFS = _table(
     "signoffs",
     _columns("number", sa.Integer, **_KEY),
     _columns("case_id", index=True),
-    _columns("reviewer at"),
+    _columns("reviewer at answers"),  # answers: the ids of those that were signed off
     _columns("comment data_version", **_NULL),  # data_version: of the data set that took the case in
 )
 KEYS = _table(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from serving.case_tables import ANSWERS, CASES, KEYS, OVERRIDES, SIGNOFFS, opened, stamp, writing
-from smearline import cbc, dataset, sites
-from smearline.errors import DataError
+from smearline import cbc, dataset, sites, vocabulary
+from smearline.errors import DataError, SiteError
 
 STORE_VARIABLE, HOME_VARIABLE = "SMEARLINE_STORE", "SMEARLINE_HOME"
 
@@ -33,7 +33,7 @@ class KeyReused(DataError):
 
 
 class CaseConflict(DataError):
-    """A smear that was sent before as another patient's."""
+    """A smear that was sent before as another patient's; a sign-off of what has changed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class SignedCase:
     smear: str | None
     reviewer: str
     signed_at: datetime
+    number: int
+    """Of the sign-off."""
     diagnosis: str | None
     """The reviewer's, else the answer's own, which the sign-off confirmed; None where the model abstained."""
     diagnosis_overridden: bool
@@ -136,7 +138,7 @@ class CaseStore:
         self,
         case: Case,
         answer: Answer,
-        cells: pa.Table | pd.DataFrame,
+        cells: pa.Table,
         images: Sequence[Mapping[str, Any]],
         counts: pd.DataFrame | None = None,
         key: Key | None = None,
@@ -150,8 +152,6 @@ class CaseStore:
             KeyReused: the key came with another request before.
             CaseConflict: the smear belongs to another patient.
         """
-        if isinstance(cells, pd.DataFrame):
-            cells = pa.Table.from_pandas(cells, preserve_index=False).replace_schema_metadata(None)
         self._keep_images(case, answer, images)
         received, acquired = stamp(answer.received_at), answer.acquired_at and stamp(answer.acquired_at)
         times = {"received_at": received, "acquired_at": acquired, "day": (acquired or received)[:10]}
@@ -183,15 +183,25 @@ class CaseStore:
         overrides: Sequence[Mapping[str, Any]] = (),
         sign_off: Mapping[str, Any] | None = None,
         key: Key | None = None,
+        answer_id: str | None = None,
     ) -> bytes:
-        """Keep overrides (sha256, name, value, was, reviewer, at, comment) and a sign-off (reviewer, at, comment); the body
-        to give as `add`."""
+        """Keep overrides (sha256, name, value, was, reviewer, at, comment) and a sign-off (reviewer, at, comment) of the case up
+        to the answer `answer_id`; the body to give as `add`.
+
+        Raises:
+            CaseConflict: to be signed off is what the reviewer has not seen: the case has a newer answer.
+        """
 
         def write(connection: sa.Connection) -> None:
             for row in overrides:
                 connection.execute(OVERRIDES.insert().values(case_id=case_id, **row))
             if sign_off is not None:
-                connection.execute(SIGNOFFS.insert().values(case_id=case_id, **sign_off))
+                mine = sa.select(ANSWERS.c.answer_id).where(ANSWERS.c.case_id == case_id)
+                answers = list(connection.scalars(mine.order_by(ANSWERS.c.received_at)))
+                if not answers or answers[-1] != answer_id:
+                    raise CaseConflict("an answer came meanwhile; read the case again before you sign it off")
+                kept = {"answers": " ".join(answers), **sign_off}
+                connection.execute(SIGNOFFS.insert().values(case_id=case_id, **kept))
 
         return self._once(key, body, write, None)
 
@@ -233,17 +243,12 @@ class CaseStore:
                 row[table.name] = self._rows(query)
         return found[0] if found else None
 
-    def predictions(self, case_id: str, until: str = "9") -> pd.DataFrame:
-        """The cells of a case, a row a sha256, as its last answer (received until then) that has it says."""
-        tables = [_table(a["cells"]) for a in self._answers(case_id, until)]
-        if not tables:
-            return pd.DataFrame({"sha256": [], "predicted_type": []})
-        frame = pa.concat_tables(tables, promote_options="default").to_pandas()
-        return frame.drop_duplicates("sha256", keep="last").reset_index(drop=True)
+    def predictions(self, case_id: str) -> pd.DataFrame:
+        """The cells of a case, a row a sha256, as its last answer that has it says."""
+        return _predictions(self._answers(case_id))
 
-    def _answers(self, case_id: str, until: str) -> list[dict[str, Any]]:
-        query = sa.select(ANSWERS).where(ANSWERS.c.case_id == case_id, ANSWERS.c.received_at <= until)
-        return self._rows(query.order_by(ANSWERS.c.received_at))
+    def _answers(self, case_id: str) -> list[dict[str, Any]]:
+        return self._rows(sa.select(ANSWERS).where(ANSWERS.c.case_id == case_id).order_by(ANSWERS.c.received_at))
 
     # What the flows do
 
@@ -260,12 +265,12 @@ class CaseStore:
             raise DataError(f"the case store has no answer '{answer_id}'")
         return found[0]
 
-    def export_log(self, out: Path | None = None) -> list[Path]:
-        """Write the inference log, OUT/SITE/DAY.parquet (default: log/ in the store's home), a row a recognised cell.
+    def export_log(self) -> list[Path]:
+        """Write the inference log, log/SITE/DAY.parquet in the store's home, a row a recognised cell.
 
         Only days that gained an answer since are written again; returns their paths.
         """
-        out, site, day, written = out or self.home / "log", ANSWERS.c.site, ANSWERS.c.day, []
+        out, site, day, written = self.home / "log", ANSWERS.c.site, ANSWERS.c.day, []
         last = sa.func.max(ANSWERS.c.received_at).label("last")
         for group in self._rows(sa.select(site, day, sa.func.count().label("num"), last).group_by(site, day)):
             path, state = out / group["site"] / f"{group['day']}.parquet", f"{group['num']} {group['last']}".encode()
@@ -293,23 +298,25 @@ class CaseStore:
         return [self._signed(row) for row in last.values() if not (not_ingested and row["data_version"])]
 
     def _signed(self, row: Mapping[str, Any]) -> SignedCase:
-        case_id, until = row["case_id"], row["at"]
+        case_id, signed = row["case_id"], row["answers"].split()
         said: dict[str | None, dict[str, str]] = {}
-        query = sa.select(OVERRIDES).where(OVERRIDES.c.case_id == case_id, OVERRIDES.c.at <= until)
+        query = sa.select(OVERRIDES).where(OVERRIDES.c.case_id == case_id, OVERRIDES.c.at <= row["at"])
         for override in self._rows(query.order_by(OVERRIDES.c.number)):
             said.setdefault(override["sha256"], {})[override["name"]] = override["value"]
-        cells = []
-        for cell in self.predictions(case_id, until).itertuples():
+        answers, cells = [a for a in self._answers(case_id) if a["answer_id"] in signed], []
+        words = vocabulary.load().characteristics
+        for cell in _predictions(answers).itertuples():
             named = dict(said.get(cell.sha256, {}))
             final = named.pop("type", cell.predicted_type)
+            named = {n: v for n, v in named.items() if final in words[n].applies_to}
             cells.append(SignedCell(cell.sha256, final, final != cell.predicted_type, named))
-        answers = self._answers(case_id, until)
         counts = [_table(a["counts"]) for a in answers if a["counts"]]
         own = next((a["diagnosis"] for a in reversed(answers) if a["kind"] == "diagnose"), None)
         final = said.get(None, {}).get("diagnosis", own)
         return SignedCase(
             **{name: row[name] for name in ("case_id", "site", "patient", "smear", "reviewer")},
             signed_at=datetime.fromisoformat(row["at"]),
+            number=row["number"],
             diagnosis=final,
             diagnosis_overridden=final != own,
             cells=tuple(cells),
@@ -321,34 +328,28 @@ class CaseStore:
         folder = self.home / "incoming" / answer["site"] / answer["received_at"][:10]
         return sorted(folder.glob(f"{answer['site']}-{answer['answer_id']}-*.parquet"))
 
-    def mark_ingested(self, case_ids: Sequence[str], data_version: str, until: datetime | None = None) -> None:
-        """Say that this version of the data set holds these cases, as they were signed so far (or until then)."""
-        fresh = SIGNOFFS.c.case_id.in_(list(case_ids)) & SIGNOFFS.c.data_version.is_(None)
-        if until is not None:
-            fresh &= SIGNOFFS.c.at <= stamp(until)
+    def mark_ingested(self, cases: Iterable[SignedCase], data_version: str) -> None:
+        """Say that this version of the data set holds these cases; a sign-off that came meanwhile stays to be ingested."""
         with writing(self._engine) as connection:
-            connection.execute(SIGNOFFS.update().where(fresh).values(data_version=data_version))
-
-    def review_counts(self, site: str, since: datetime | None = None) -> dict[str, int]:
-        """How much of what a site was answered a reviewer has signed (since then), and how much of that was changed."""
-        signed = [c for c in self.signed_off(not_ingested=False) if c.site == site]
-        signed = [c for c in signed if since is None or c.signed_at >= since.astimezone(UTC)]
-        return {
-            "cells_reviewed": sum(len(c.cells) for c in signed),
-            "cells_overridden": sum(cell.overridden for c in signed for cell in c.cells),
-            "cases_signed_off": len(signed),
-            "diagnoses_overridden": sum(c.diagnosis_overridden for c in signed),
-        }
+            for case in cases:
+                mine = (SIGNOFFS.c.case_id == case.case_id) & (SIGNOFFS.c.number <= case.number)
+                mine &= SIGNOFFS.c.data_version.is_(None)
+                connection.execute(SIGNOFFS.update().where(mine).values(data_version=data_version))
 
     def purge(self, now: datetime) -> dict[str, int]:
         """Delete the images that their site's retention_days no longer allows, but for those that ingest still needs, and
-        shards a day old that no answer names. Returns counts: deleted, bytes, unreferenced, kept_for_ingest."""
+        shards a day old that no answer names. Returns counts: deleted, bytes,
+        unreferenced, kept_for_ingest, of_unknown_site (kept)."""
         needed = {path for case in self.signed_off() for path in case.shards}
         named = {row["answer_id"] for row in self._rows(sa.select(ANSWERS.c.answer_id))}
-        done = dict.fromkeys(("deleted", "bytes", "unreferenced", "kept_for_ingest"), 0)
+        done = dict.fromkeys(("deleted", "bytes", "unreferenced", "kept_for_ingest", "of_unknown_site"), 0)
         for path in sorted((self.home / "incoming").glob("*/*/*.parquet")):
             site, day = path.parts[-3:-1]
-            days = sites.load(site).retention_days
+            try:
+                days = sites.load(site).retention_days
+            except SiteError:
+                done["of_unknown_site"] += 1
+                continue
             too_old = days is not None and day < stamp(now - timedelta(days=days))[:10]
             stray = path.stem.rsplit("-", 2)[-2] not in named and now.timestamp() - path.stat().st_mtime > 86_400
             if path in needed:
@@ -381,6 +382,13 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _table(data: bytes) -> pa.Table:
     return pq.read_table(io.BytesIO(data))
+
+
+def _predictions(answers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    if not answers:
+        return pd.DataFrame({"sha256": [], "predicted_type": []})
+    frame = pa.concat_tables([_table(a["cells"]) for a in answers], promote_options="default").to_pandas()
+    return frame.drop_duplicates("sha256", keep="last").reset_index(drop=True)
 
 
 def _logged(row: Mapping[str, Any]) -> pa.Table:

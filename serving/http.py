@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -21,7 +23,15 @@ from smearline.errors import ImportSourceError, SiteError, SmearlineError, Token
 from smearline.plain_json import plain
 
 NOTICE = "research use only"
-LIMITS = {"images": 512, "part_bytes": 8_000_000, "request_bytes": 128_000_000, "requests_at_once": 32}
+LIMITS = {
+    "images": 512,
+    "part_bytes": 8_000_000,
+    "request_bytes": 128_000_000,
+    "requests_at_once": 32,
+    "requests_at_once_of_a_holder": 16,
+}
+STALLED_SECONDS = 30
+"""A request whose next bytes do not come for so long is ended: it would keep a place from others."""
 _CLIENTS = (KeyReused, ImportSourceError, SiteError, VocabularyError)
 """Errors that are the request's."""
 
@@ -55,7 +65,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app, self._at_work = app, 0
+        self._app, self._at_work = app, Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
@@ -65,21 +75,25 @@ class Guard:
         if refused := self._refusal(scope, headers):
             await refused(scope, receive, send)
             return
-        got = 0
+        got, whole, name = 0, False, scope["state"]["holder"].name
 
         async def counted() -> Message:
-            nonlocal got
-            message = await receive()
+            nonlocal got, whole
+            try:
+                message = await asyncio.wait_for(receive(), None if whole else STALLED_SECONDS)
+            except TimeoutError:
+                raise HTTPException(408, f"nothing came for {STALLED_SECONDS} s", {"Connection": "close"}) from None
+            whole = not message.get("more_body", False)
             got += len(message.get("body", b""))
             if got > LIMITS["request_bytes"]:
                 raise too_large()
             return message
 
-        self._at_work += 1
+        self._at_work[name] += 1
         try:
             await self._app(scope, counted, send)
         finally:
-            self._at_work -= 1
+            self._at_work[name] -= 1
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         kind, _, token = headers.get("authorization", "").strip().partition(" ")
@@ -87,13 +101,16 @@ class Guard:
             if kind.casefold() != "bearer" or not token:
                 raise TokenError("a bearer token is needed: Authorization: Bearer ...")
             file = scope["app"].state.desk.store.home / "tokens.yaml"
-            scope.setdefault("state", {})["holder"] = tokens.holder(file, token)
+            holder = scope.setdefault("state", {})["holder"] = tokens.holder(file, token)
         except TokenError as error:
             return problem(401, str(error), {"WWW-Authenticate": "Bearer"})
         if int(headers.get("content-length") or 0) > LIMITS["request_bytes"]:
             return problem(413, too_large().detail, {"Connection": "close"})
-        if self._at_work >= LIMITS["requests_at_once"]:
-            return problem(503, f"{self._at_work} requests are at work; come again", {"Retry-After": "2"})
+        everybody, own = self._at_work.total(), self._at_work[holder.name]
+        if everybody >= LIMITS["requests_at_once"] or own >= LIMITS["requests_at_once_of_a_holder"]:
+            return problem(
+                503, f"{everybody} requests are at work, {own} of them yours; come again", {"Retry-After": "2"}
+            )
         return None
 
 
@@ -168,9 +185,22 @@ async def json_body(request: Request) -> tuple[Any, str]:
 def parse_json(data: bytes | str) -> Any:
     """Raises HTTPException (400)."""
     try:
-        return json.loads(data)
-    except ValueError as error:
-        raise HTTPException(400, f"this is no JSON: {error}") from error
+        found = json.loads(data, object_pairs_hook=_once, parse_constant=_no_number)
+        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
+        return found
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"this is no JSON that can be used: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 def as_json(body: Any) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from serving.cases import Case
 from smearline import cbc, diagnosis, differential, images, plain_json, sites, vocabulary
@@ -24,6 +26,10 @@ from smearline.errors import ImageError
 from smearline.recognition import RecognitionModel, split, table_of
 from smearline.sites import Site
 
+MAX_PIXELS = 4_000_000
+"""A single cell has some 100,000; the time that a picture takes is everybody's."""
+_FORMATS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")
+"""JPEG, PNG, TIFF, BMP: nothing else is handed to a decoder."""
 CHUNK = 64
 """Images that go to the recogniser together: while it works on some, others are decoded."""
 Recognise = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
@@ -101,8 +107,14 @@ class Reader:
             row |= dict(zip(("height", "width"), pixels.shape[:2], strict=True))
             return _Picture(row | {"thumbnail": images.thumbnail(pixels).tobytes()}, crop, number)
 
+        turns = asyncio.Semaphore(os.cpu_count() or 1)  # so that a large request leaves every other picture to others
+
+        async def look_in_turn(number: int) -> Any:
+            async with turns:
+                return await self._run(look, number)
+
         async def chunk(numbers: range) -> tuple[list[_Picture | dict[str, Any]], pa.Table | None]:
-            seen = await asyncio.gather(*(self._run(look, n) for n in numbers))
+            seen = await asyncio.gather(*map(look_in_turn, numbers))
             good = [s for s in seen if isinstance(s, _Picture)]
             if not good:
                 return seen, None
@@ -168,7 +180,7 @@ class Reader:
         if self.diagnosis:
             said = self.diagnosis.diagnose(summary, counts).iloc[0].to_dict()
             probabilities = {g: said[f"p_{g}"] for g in self.diagnosis.card.groups}
-            names = ("status", "group", "reasons", "abstained_because", "not_available", "origin")
+            names = ("status", "group", "reasons", "abstained_because", "cautions", "not_available", "origin")
             found["diagnosis"] = {
                 **{name: said[name] for name in names},
                 "probabilities": probabilities,
@@ -191,12 +203,16 @@ def _scale(site: Site) -> float:
 def _decode(data: bytes) -> images.UInt8Array:
     """Decode as import does: a client's picture may later be a data set's. The header is looked at before the pixels, so
     that a small file cannot ask for a huge picture. Raises ImageError."""
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        usable = min(height, width) >= images.MIN_SIDE_PX and height * width <= images.MAX_PIXELS
-    except ValueError:
-        usable = False
-    return images.decode(data) if usable else images.check(data)
+    if data and not data.startswith(_FORMATS):
+        raise ImageError("unreadable", "no JPEG, PNG, TIFF or BMP")
+    width = height = 0
+    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(data)) as header:
+        width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            "too_large", f"{width}x{height} px; at most {MAX_PIXELS} pixels, since a picture is of one cell"
+        )
+    return images.decode(data) if min(width, height) >= images.MIN_SIDE_PX else images.check(data)
 
 
 def _told(counts: pd.DataFrame | None) -> dict[str, Any] | None:

@@ -41,6 +41,10 @@ def smears(folder: Path) -> Iterator[tuple[dict[str, str], list[Path], bytes | N
         raise ImportSourceError(f"{table} lacks the column file or smear; it has {', '.join(labels)}")
     export = folder / "xn.csv"
     lines = list(csv.reader(export.read_text(encoding="utf-8-sig").splitlines())) if export.is_file() else []
+    if lines and "Sample No." not in lines[0]:
+        raise ImportSourceError(
+            f"{export} has no column 'Sample No.'; it must be an analyser's export, separated by commas"
+        )
     sample = lines[0].index("Sample No.") if lines else 0
     for smear, part in labels[labels["smear"] != ""].groupby("smear", sort=True):
         first = part.iloc[0]
@@ -68,7 +72,7 @@ def send(
     headers = {"Idempotency-Key": digest.hexdigest()[:32]}
     for attempt in range(_ATTEMPTS):
         reply = client.post("/v1/diagnose", data={"request": body}, files=files, headers=headers)
-        if reply.status_code not in (409, 503) or attempt == _ATTEMPTS - 1:
+        if reply.status_code != 503 or attempt == _ATTEMPTS - 1:
             break
         time.sleep(float(reply.headers.get("Retry-After", 2**attempt)))
     if reply.is_error:
@@ -85,7 +89,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="send only the first so many smears")
     parser.add_argument("--out", type=Path, help="write the answers here, a JSON line each")
     given = parser.parse_args()
-    token = os.environ.get("SMEARLINE_TOKEN", "")
+    if not (token := os.environ.get("SMEARLINE_TOKEN", "")):
+        raise SmearlineError("put a token with the role diagnose into SMEARLINE_TOKEN")
     with httpx.Client(base_url=given.url, headers={"Authorization": f"Bearer {token}"}, timeout=300) as client:
         for number, (request, images, counts) in enumerate(smears(given.folder)):
             if given.limit is not None and number >= given.limit:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -36,7 +39,12 @@ COUNTS = pa.schema(
         ("origin", pa.string()),
     ]
 )
-_NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)(?:\((?P<unit>[^()]*)\))?\]?$")
+_NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)\s*(?:\((?P<unit>[^()]*)\))?\]?$")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_IDENTIFIES = re.compile(
+    r"\b(mrn|id|phone|tel|mobile|birth|born|dob|age|name|address|street|zip|city|mail|ssn|insur\w*|ward|doctor)\b", re.I
+)
+"""Headings of a column that may say who the patient is: its numbers are not kept either."""
 _LOW_RELIABILITY = ("*", "@")
 
 
@@ -57,11 +65,7 @@ def reason_missing(raw: str, mark: str = "") -> str | None:
         return "over_range"
     if raw[-1] in _LOW_RELIABILITY or raw[0] in _LOW_RELIABILITY or any(m in mark for m in _LOW_RELIABILITY):
         return "low_reliability"
-    try:
-        float(raw)
-    except ValueError:
-        return "text_not_kept"
-    return None
+    return None if _NUMBER.fullmatch(raw) and math.isfinite(float(raw)) else "text_not_kept"
 
 
 def _parameter(column: str) -> tuple[str, str]:
@@ -73,62 +77,124 @@ def _parameter(column: str) -> tuple[str, str]:
     return (f"[{match['name']}]" if match["open"] else match["name"]), match["unit"] or ""
 
 
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-_SAMPLE, _PATIENT, _SAMPLED = ("Sample No.", "smear", "sample"), ("Patient ID", "patient"), "sampled_at"
+_VALUE = ["parameter", "unit", "value", "raw", "mark", "reason"]
+_SAMPLE, _PATIENT, _SAMPLED = ("sample no.", "smear", "sample"), ("patient id", "patient"), "sampled_at"
 
 
 def read_export(source: Path | bytes, name: str = "the blood counts") -> pd.DataFrame:
     """A Sysmex XN export, or a plain CSV with a column 'smear' (or 'sample'), optionally 'patient' and 'sampled_at', and one
     column a value, its unit in brackets: HGB(g/dL).
 
+    Separated by comma, semicolon (then with decimal commas) or tab; UTF-8, UTF-16 or Windows-1252. Times are ISO 8601, or date
+    and time as the XN writes them (2024/01/31); one without an offset is taken for UTC.
+
     Returns:
         A row a value: sample, patient, sampled_at, parameter, unit, value, raw, mark, reason. Identifiers are raw.
 
     Raises:
-        ImportSourceError: the file is neither.
+        ImportSourceError: the file is neither, a row is longer than the head, a date is neither, or a sample says two
+            things of one value.
     """
-    try:
-        text, name = (source.read_bytes(), source.name) if isinstance(source, Path) else (source, name)
-        decoded = text.decode("utf-8-sig") if _is_utf8(text) else text.decode("cp1252")
-        head = decoded.split("\n", 1)[0]
-        separator = max(",;\t", key=head.count)
-        frame = pd.read_csv(io.StringIO(decoded), sep=separator, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise ImportSourceError(f"{name} cannot be read as an analyser's export: {error}") from error
-    sample = next((c for c in _SAMPLE if c in frame.columns), None)
+    if isinstance(source, Path):
+        name, source = source.name, source.read_bytes()
+    head, lines, comma = _table(source, name)
+    places = {title.casefold(): i for i, title in enumerate(head)}
+    sample = next((c for c in _SAMPLE if c in places), None)
     if sample is None:
         raise ImportSourceError(
             f"{name} has no column 'Sample No.', so it is no Sysmex XN export, and no column 'smear' or 'sample' either"
         )
-    patient = next((c for c in _PATIENT if c in frame.columns), "")
+    patient = next((c for c in _PATIENT if c in places), "")
     described = {c.casefold() for c in (*sample_columns(), sample, patient, _SAMPLED)}
+    marks = {_parameter(title[:-2])[0]: i for i, title in enumerate(head) if title.endswith("/M")}
+    values = [
+        (i, *_parameter(title), bool(_IDENTIFIES.search(title)) and not title.startswith(("Q-Flag", "IP ")))
+        for i, title in enumerate(head)
+        if title.casefold() not in described and not title.endswith("/M") and not title.startswith("Judgment")
+    ]
     rows: list[dict[str, Any]] = []
-    for record in frame.to_dict("records"):
-        names = list(record)
-        moment = record.get(_SAMPLED) or f"{record.get('Date', '')} {record.get('Time', '')}"
-        sampled = pd.to_datetime(moment.strip(), utc=True, errors="coerce")
-        for position, column in enumerate(names):
-            if column.strip().casefold() in described or column.endswith("/M") or column.startswith("Judgment"):
-                continue
-            following = names[position + 1] if position + 1 < len(names) else ""
-            mark = record[following].strip() if following.endswith("/M") else ""
-            parameter, unit = _parameter(column)
+    for number, cells in lines:
+        of = {title: cells[i] for title, i in places.items()}
+        whose = {
+            "sample": of[sample],
+            "patient": of.get(patient, ""),
+            "sampled_at": _moment(
+                of.get(_SAMPLED) or f"{of.get('date', '')} {of.get('time', '')}", f"{name}, line {number}"
+            ),
+        }
+        for i, parameter, unit, identifies in values:
+            raw = cells[i].replace(",", ".") if comma else cells[i]
+            mark = cells[marks[parameter]] if parameter in marks else ""
+            said = _value(parameter, unit, raw, mark)
             rows.append(
-                dict(
-                    sample=record[sample].strip(),
-                    patient=record.get(patient, "").strip(),
-                    sampled_at=None if pd.isna(sampled) else sampled.to_pydatetime(),
-                    **_value(parameter, unit, record[column], mark),
-                )
+                whose | (said | {"value": None, "raw": None, "reason": "identifier_not_kept"} if identifies else said)
             )
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows, columns=["sample", "patient", "sampled_at", *_VALUE])
+    _refuse_contradictions(found, ["sample", "sampled_at", "parameter"], name)
+    return found
+
+
+def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
+    """(head, (line number, cells) of each row that is not blank, whether numbers have decimal commas) of a separated file."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        codings = ["utf-16"]
+    else:
+        codings = ["utf-8-sig", "cp1252"]
+    for coding in codings:
+        try:
+            text = data.decode(coding)
+            break
+        except UnicodeDecodeError:
+            continue
+    else:
+        raise ImportSourceError(f"{name} is no text in UTF-8, UTF-16 or Windows-1252")
+    first, _, rest = text.partition("\n")
+    separator = max(",;\t", key=first.count)
+    if first.strip().casefold().startswith("sep="):
+        separator, text = first.strip()[4:5] or ",", rest
+    try:
+        table = [
+            [c.strip() for c in cells] for cells in csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+        ]
+    except csv.Error as error:
+        raise ImportSourceError(f"{name} cannot be read as an analyser's export: {error}") from error
+    head, rows = table[0] if table else [], []
+    named = [title.casefold() for title in head if title]
+    if twice := sorted({title for title in named if named.count(title) > 1}):
+        raise ImportSourceError(f"{name} has the column '{twice[0]}' twice; keep the right one")
+    for number, cells in enumerate(table[1:], 2):
+        if any("\0" in cell for cell in cells):
+            raise ImportSourceError(f"{name}, line {number}, holds NUL bytes; export it again")
+        if len(cells) > len(head) and any(cells[len(head) :]):
+            raise ImportSourceError(
+                f"{name}, line {number}, has {len(cells)} cells under {len(head)} headings: a number with a decimal comma, "
+                "perhaps; export with another separator, or with decimal points"
+            )
+        if any(cells):
+            rows.append((number, [*cells, *[""] * len(head)][: len(head)]))
+    return head, rows, separator == ";"
+
+
+def _moment(text: str, where: str) -> datetime | None:
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text.replace("/", "-"))
+    except ValueError:
+        raise ImportSourceError(f"{where}: '{text}' is no date like 2024/01/31 or 2024-01-31T08:30:00+01:00") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _refuse_contradictions(found: pd.DataFrame, key: list[str], name: str) -> None:
+    """Raises ImportSourceError where two rows say different things of one value."""
+    distinct = found[[*key, "unit", "raw", "mark", "reason"]].drop_duplicates()
+    if (again := distinct.duplicated(key)).any():
+        row = distinct[again].iloc[0]
+        raise ImportSourceError(
+            f"{name}: {row['parameter']} stands twice with different values or units, at the same time or at none; keep the right "
+            "one, or say when each was sampled"
+        )
 
 
 def _value(parameter: str, unit: str, raw: str, mark: str) -> dict[str, Any]:
@@ -150,10 +216,8 @@ def counts_from_json(given: Mapping[str, Any], site: Site, smear: str | None, pa
         ImportSourceError: a value is neither a number, a text, nor an object with 'value' and 'unit'.
     """
     table = pd.DataFrame([_json_value(name, entry) for name, entry in given.items()], columns=_VALUE)
+    _refuse_contradictions(table, ["parameter"], "the blood count")
     return table.assign(site=site.name, patient=patient, smear=smear, sampled_at=None, origin=site.origin)[COUNTS.names]
-
-
-_VALUE = ["parameter", "unit", "value", "raw", "mark", "reason"]
 
 
 def _json_value(name: str, entry: Any) -> dict[str, Any]:
@@ -178,11 +242,17 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """
     wanted = set(zip(summary["site"], summary["smear"], strict=True))
     if path.suffix == ".parquet":
-        counts = pq.read_table(path, schema=COUNTS).to_pandas()
+        try:
+            counts = pq.read_table(path, schema=COUNTS).to_pandas()
+        except pa.ArrowException as error:
+            raise ImportSourceError(f"{path.name} is no Parquet of blood counts: {error}") from error
         keys = counts[["site", "smear"]].drop_duplicates()
         return counts, sum(key not in wanted for key in keys.itertuples(index=False, name=None))
     if path.suffix == ".json":
-        given = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ImportSourceError(f"{path.name} is no JSON: {error}") from error
         if not isinstance(given, dict) or not all(isinstance(v, dict) for v in given.values()):
             raise ImportSourceError(f"{path.name} is no object of smears, each an object of values")
         rows = [dict(_json_value(n, v), sample=s) for s, values in given.items() for n, v in values.items()]
@@ -195,6 +265,11 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         for sample in found["sample"].unique():
             for smear in (sample, pseudonyms.pseudonym(key, site.name, "smear", sample)):
                 if (site.name, smear) in wanted:
+                    if sample in places:
+                        raise ImportSourceError(
+                            f"{path.name}: a sample number is that of a smear of {places[sample][0]} and of one of {site.name}; "
+                            "diagnose the smears of one site at a time"
+                        )
                     places[sample] = (site.name, smear)
     part = found[found["sample"].isin(list(places))]
     part = part.assign(
@@ -259,6 +334,9 @@ def laboratory_values(counts: pd.DataFrame) -> pd.DataFrame:
     part = counts[counts["parameter"].isin(list(known)) & counts["smear"].notna()].copy()
     part["factor"] = [_factor(known[p], u) for p, u in zip(part["parameter"], part["unit"], strict=True)]
     part["value"] = part["value"].astype(float) * part["factor"].astype(float)
+    part["value"] = part["value"].where(
+        [_possible(known[p], v) for p, v in zip(part["parameter"], part["value"], strict=True)]
+    )
     part = part.sort_values("sampled_at", kind="stable", na_position="first")
     wide = part.dropna(subset=["value"]).pivot_table(
         index=["site", "smear"], columns="parameter", values="value", aggfunc="last"
@@ -268,12 +346,21 @@ def laboratory_values(counts: pd.DataFrame) -> pd.DataFrame:
 
 def _factor(analyte: Analyte, unit: str | None) -> float | None:
     if not unit:
-        return 1.0 if len(analyte.accepts) == 1 else None
-    return analyte.accepts.get(unit)
+        return 1.0 if len(set(analyte.accepts.values())) == 1 else None
+    plain = unit.replace("µ", "u").replace("μ", "u").replace(" ", "").removeprefix("x").removeprefix("×")
+    return next(
+        (factor for accepted, factor in analyte.accepts.items() if accepted.casefold() == plain.casefold()), None
+    )
+
+
+def _possible(analyte: Analyte, value: float) -> bool:
+    """No analyte is negative, and no share is above the whole."""
+    return value >= 0 and (analyte.unit != "%" or value <= 100)
 
 
 def unused(counts: pd.DataFrame) -> dict[str, str]:
-    """Parameter to why a value given for it is not read: its reason code, 'unit_not_accepted', or 'not_read_by_models'."""
+    """Parameter to why a value given for it is not read: its reason code, 'unit_not_accepted', 'unit_not_stated', 'impossible' or
+    'not_read_by_models'."""
     known = analytes()
     found = {}
     for row in counts.itertuples():
@@ -282,8 +369,10 @@ def unused(counts: pd.DataFrame) -> dict[str, str]:
             found[row.parameter] = row.reason
         elif analyte is None:
             found[row.parameter] = "not_read_by_models"
-        elif _factor(analyte, row.unit) is None:
+        elif (factor := _factor(analyte, row.unit)) is None:
             found[row.parameter] = "unit_not_accepted" if row.unit else "unit_not_stated"
+        elif not _possible(analyte, row.value * factor):
+            found[row.parameter] = "impossible"
     return found
 
 

@@ -37,18 +37,25 @@ from smearline.errors import DataError, ModelError
 from smearline.recognition import RecognitionModel
 from smearline.settings import DiagnosisSettings
 
-CONTRACT = "diagnosis-1"
+CONTRACT = "diagnosis-2"
 SKOPS_FILE, CARD_FILE, SEEN_FILE, ABSENT_FILE = "model.skops", "model.json", "trained_on.parquet", "absent.json"
 TRUSTED = ["numpy.dtype"]
 """What a model file may hold beside the types that skops trusts; anything else is refused."""
 PARTS = {"differential": "share_", "characteristics": "rate_", "embedding": "embedding_", "cbc": "cbc_"}
+_PART_NAMES = {
+    "differential": "mix of types",
+    "characteristics": "characteristics",
+    "embedding": "look of the cells",
+    "cbc": "blood count",
+}
+_NEEDED = {"differential": "shares", "embedding": "values of the embedding", "cbc": "laboratory values"}
 NUM_REASONS = 6
 MISSING_LIMIT = 0.5
-"""Share of the blood count's values that may be missing before the model abstains."""
-WIDENING = 0.5
-"""A laboratory value may lie outside the range of the training smears by this part of that range."""
-UNLIKENESS = 1.5
-"""A smear may lie this many times farther from its nearest training smear than any of those lay from its own."""
+"""Share of a part's values that may be missing before the model abstains; of the characteristics all may be, since a smear
+shows only those of the types that it has."""
+WIDENING, LOG_WIDENING = 0.1, np.log10(1.5)
+"""A laboratory value may lie outside the range of the training smears by this part of that range; one that spans decades, by
+this factor."""
 
 
 class DiagnosisCard(BaseModel):
@@ -67,7 +74,8 @@ class DiagnosisCard(BaseModel):
     ranges: dict[str, tuple[float, float]]
     """Laboratory value to the accepted range, on the model's scale."""
     inverse_temperature: float
-    nearest_limit: float
+    nearest_limits: dict[str, float]
+    """Part to the largest distance, on the model's scale, of a training smear from the nearest one of another patient."""
     origin: str
     sites: tuple[str, ...]
     num_patients: int
@@ -134,6 +142,13 @@ class Fitted:
     def probabilities(self, table: pd.DataFrame) -> NDArray[np.float64]:
         return softmax(self.logits(table), axis=1)
 
+    def scaled(self, table: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
+        """Part to its features on the model's scale, N x F of the part."""
+        scale = self.pipeline["scale"]
+        names, values = scale.get_feature_names_out(), scale.transform(table)
+        of = {part: [i for i, n in enumerate(names) if n.startswith(prefix)] for part, prefix in PARTS.items()}
+        return {part: values[:, places] for part, places in of.items() if places}
+
     def contributions(self, table: pd.DataFrame) -> NDArray[np.float64]:
         """Shapley values, N smears x K groups x F features: what each feature adds to a group's calibrated logit, less
         the mean over the groups. With the logits of the average smear they sum to the logits (less their mean)."""
@@ -171,7 +186,10 @@ def fit(
     columns = {part: [c for c in table if c.startswith(prefix)] for part, prefix in PARTS.items()}
     present = {part: names for part, names in columns.items() if names}
     scaled = ColumnTransformer(
-        [(part, make_pipeline(SimpleImputer(), StandardScaler()), names) for part, names in present.items()],
+        [
+            (part, make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()), names)
+            for part, names in present.items()
+        ],
         transformer_weights={part: len(names) ** -0.5 for part, names in present.items()},
         verbose_feature_names_out=False,
     )
@@ -225,9 +243,10 @@ def write(
     laboratory = table[[c for c in table if c.startswith("cbc_")]]
     low, high = laboratory.min(), laboratory.max()
     room = WIDENING * (high - low).clip(lower=1e-6)
-    scaled = model.pipeline["scale"].transform(table)
-    apart = pairwise_distances(scaled)
-    apart[patients.to_numpy()[:, None] == patients.to_numpy()[None]] = np.inf
+    room[[f"cbc_{n}" for n, a in cbc.analytes().items() if a.scale == "log" and f"cbc_{n}" in room]] = LOG_WIDENING
+    same = patients.to_numpy()[:, None] == patients.to_numpy()[None]
+    scaled = model.scaled(table)
+    nearest = {p: np.where(same, np.inf, pairwise_distances(x)).min(axis=1).max() for p, x in scaled.items()}
     folder.mkdir(parents=True, exist_ok=True)
     skops.io.dump(model.pipeline, folder / SKOPS_FILE)
     seen = summary[["site", "smear", "patient"]].assign(group=groups).join(table)
@@ -242,7 +261,7 @@ def write(
         features=tuple(table.columns),
         ranges={n: (float(low[n] - room[n]), float(high[n] + room[n])) for n in laboratory},
         inverse_temperature=model.inverse_temperature,
-        nearest_limit=float(UNLIKENESS * apart.min(axis=1).max()),
+        nearest_limits={part: float(limit) for part, limit in nearest.items()},
         origin=origin,
         sites=tuple(sorted(set(summary["site"]))),
         num_patients=int(patients.nunique()),
@@ -297,7 +316,8 @@ class DiagnosisModel:
     def diagnose(self, summary: pd.DataFrame, counts: pd.DataFrame | None = None) -> pd.DataFrame:
         """A row a smear: site, smear, status ('diagnosed' | 'abstained'), group (None where abstained), p_<GROUP>,
         reasons (list of feature, value, usual, contribution, says; for the likeliest group), abstained_because (list of
-        text), not_available (list of group, because), origin, num_cells, num_counted.
+        text), cautions (list of text: what the answer rests on that training had not), not_available (list of group,
+        because), origin, num_cells, num_counted.
 
         Args:
             summary: rows of `differential.summarise`.
@@ -305,7 +325,10 @@ class DiagnosisModel:
 
         Raises:
             ModelError: the summary, or its embedding, is of another version.
+            DataError: there is no smear.
         """
+        if summary.empty:
+            raise DataError("there is no smear to diagnose")
         if "embedding_version" in summary and set(summary["embedding_version"]) - {self.card.embedding_version}:
             raise ModelError(
                 f"the embedding is '{summary['embedding_version'].iloc[0]}', and this model reads "
@@ -316,6 +339,7 @@ class DiagnosisModel:
         probabilities = self._model.probabilities(table)
         shapley = self._model.contributions(table)
         why = self._abstentions(summary, table, probabilities)
+        origins = summary.get("origin", pd.Series(self.card.origin, summary.index)).to_numpy()
         best = probabilities.argmax(axis=1)
         rows = []
         for i in range(len(summary)):
@@ -328,8 +352,9 @@ class DiagnosisModel:
                     **{f"p_{g}": float(p) for g, p in zip(self.card.groups, probabilities[i], strict=True)},
                     "reasons": self._reasons(table.iloc[i], shapley[i, best[i]], self.card.groups[best[i]]),
                     "abstained_because": why[i],
+                    "cautions": self._cautions(summary.iloc[i]),
                     "not_available": [{"group": g, "because": b} for g, b in self.card.not_available.items()],
-                    "origin": self.card.origin,
+                    "origin": "simulated" if "simulated" in (self.card.origin, origins[i]) else "real",
                     "num_cells": int(summary["num_cells"].iloc[i]),
                     "num_counted": int(summary["num_counted"].iloc[i]),
                 }
@@ -341,9 +366,13 @@ class DiagnosisModel:
     ) -> list[list[str]]:
         card = self.card
         least = float(card.parameters["min_probability"])
-        scaler = self._model.pipeline["scale"]
-        apart = pairwise_distances(scaler.transform(table), scaler.transform(self.seen[list(card.features)]))
-        laboratory = [c for c in card.features if c.startswith("cbc_")]
+        there = self._model.scaled(self.seen[list(card.features)])
+        apart = {p: pairwise_distances(x, there[p]).min(axis=1) for p, x in self._model.scaled(table).items()}
+        missing = {
+            part: table[[c for c in card.features if c.startswith(PARTS[part])]].isna()
+            for part in apart
+            if part in _NEEDED
+        }
         found = []
         for i in range(len(table)):
             because = []
@@ -356,23 +385,32 @@ class DiagnosisModel:
                     because.append(
                         f"{say.name} is {say.value(row[name])}; learned from {say.value(low)} to {say.value(high)}"
                     )
-            missing = int(row[laboratory].isna().sum())
-            if laboratory and missing > MISSING_LIMIT * len(laboratory):
-                because.append(f"{missing} of the {len(laboratory)} laboratory values that it reads are missing")
-            if apart[i].min() > card.nearest_limit:
-                because.append(
-                    f"the smear is unlike all {len(self.seen)} that it learned from (distance {apart[i].min():.2f}, "
-                    f"at most {card.nearest_limit:.2f})"
-                )
+            for part, absent in missing.items():
+                if (count := int(absent.iloc[i].sum())) > MISSING_LIMIT * absent.shape[1]:
+                    because.append(f"{count} of the {absent.shape[1]} {_NEEDED[part]} that it reads are missing")
+            for part, distances in apart.items():
+                if distances[i] > card.nearest_limits[part]:
+                    because.append(
+                        f"in its {_PART_NAMES[part]} the smear is unlike all {len(self.seen)} that it learned from (distance "
+                        f"{distances[i]:.2f}, at most {card.nearest_limits[part]:.2f})"
+                    )
             if not because and probabilities[i].max() < least:
                 because.append(f"no group reaches the probability {least:g} (highest {probabilities[i].max():.2f})")
             found.append(because)
         return found
 
+    def _cautions(self, smear: pd.Series) -> list[str]:
+        found = []
+        if smear["site"] not in self.card.sites:
+            found.append(f"it has learned from no smear of {smear['site']}")
+        if smear.get("scale_assumed", False):
+            found.append("the scale of the images is assumed, not known")
+        return found
+
     def _reasons(self, row: pd.Series, shapley: NDArray[np.float64], group: str) -> list[dict[str, Any]]:
         """The features that moved the answer most; the embedding's values count as one."""
         pooled = np.array([name.startswith("embedding_") for name in row.index])
-        usual = self.seen[list(self.card.features)].mean()
+        usual = self.seen[list(self.card.features)].median()
         entries = [(str(name), float(shapley[j])) for j, name in enumerate(row.index) if not pooled[j]]
         if pooled.any():
             entries.append(("embedding", float(shapley[pooled].sum())))
@@ -400,7 +438,7 @@ class DiagnosisModel:
                     value=say.plain(row[name]),
                     usual=say.plain(usual[name]),
                     contribution=weight,
-                    says=f"{say.name}: {say.value(row[name])} (mean of those learned from {say.value(usual[name])}) speaks {side}",
+                    says=f"{say.name}: {say.value(row[name])} (median of the learned {say.value(usual[name])}) speaks {side}",
                 )
             )
         return reasons
@@ -418,7 +456,7 @@ def write_answers(answers: pd.DataFrame, out: Path) -> None:
         return
     if out.suffix not in (".parquet", ".csv"):
         raise DataError(f"{out.name}: give a name that ends in .parquet, .csv or .json")
-    lists = ["reasons", "abstained_because", "not_available"]
+    lists = ["reasons", "abstained_because", "cautions", "not_available"]
     flat = answers.assign(**{name: answers[name].map(json.dumps) for name in lists})
     if out.suffix == ".csv":
         flat.to_csv(out, index=False)

@@ -1,9 +1,12 @@
 """Judging a diagnostic model by repeated cross-validation over patients, beside models that must not do as well.
 
 Every smear is predicted in each repeat by a model that has seen no smear of its patient. The area under the ROC curve is
-the mean over the repeats; its interval resamples patients (percentile bootstrap), for the model and its rivals at once, so
-that differences are paired. The rivals: each part of the features alone, and two nulls that know nothing of morphology:
-the number of cells and the mean colour. A model that does not pass the nulls has learnt the collection, not the disease.
+the mean over the repeats, of scores that no temperature has touched (each fold has its own, which would mix the ranks); its
+interval resamples patients (percentile bootstrap), for the model and its rivals at once, so that differences are paired, and
+is never narrower than Newcombe's for so many patients. It does not hold what another training set would have changed: on
+simulated patients the bootstrap covered the true area in 85 %, not 95 %. The rivals: each part of the features alone, and two
+nulls that know nothing of morphology: the number of cells and the mean colour. A model that does not pass the nulls has
+learnt the collection, not the disease.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from smearline import diagnosis
+from smearline.metrics.intervals import auc_bounds
 from smearline.settings import DiagnosisSettings
 
 Floats = NDArray[np.float64]
@@ -48,22 +52,27 @@ def evaluate(
     patients: pd.Series,
     params: DiagnosisSettings,
     progress: Callable[[str], None] = lambda _: None,
+    seen: pd.Series | None = None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Figures of each model, and the mean out-of-fold probabilities of the first.
 
     Args:
         tables: name to features, a row a smear; the first is the model, the others its rivals.
+        seen: of each smear, whether the recogniser was trained on its cells; then figures on the others are given beside.
 
     Returns:
         auc of each group against the rest and of their mean, with 95 % intervals; what the model gains on each rival;
-        balanced accuracy, Brier score and expected calibration error of the model.
+        balanced accuracy (of the probabilities' mean over the repeats), Brier score and expected calibration error (of each
+        repeat) of the model.
     """
     names = sorted(set(groups))
     scores: dict[str, list[Floats]] = {}
     for name, table in tables.items():
         progress(f"cross-validating '{name}': {table.shape[1]} features, {params.repeats} repeats")
-        calibrate = not scores  # ranks, all that is asked of a rival, do not hang on its temperature
-        scores[name] = [out_of_fold(table, groups, patients, params, r, calibrate) for r in range(params.repeats)]
+        scores[name] = [out_of_fold(table, groups, patients, params, r, False) for r in range(params.repeats)]
+    calibrated = [
+        out_of_fold(tables[next(iter(tables))], groups, patients, params, r, True) for r in range(params.repeats)
+    ]
     draws = _draws(groups, patients, params.seed)
     curves = {
         name: {group: _Ranking(repeats, groups.to_numpy() == group, k) for k, group in enumerate(names)}
@@ -76,7 +85,7 @@ def evaluate(
         spread[name] = np.array([np.nanmean([r.auc(d) for r in rankings]) for d in draws])
         figures[name] = {
             "auc": float(np.mean([r.auc() for r in rankings])),
-            "auc_interval": _interval(spread[name]),
+            "auc_interval": _area(rankings, spread[name], groups, patients, names),
             "auc_by_group": {g: r.auc() for g, r in by_group.items()},
             "num_features": int(tables[name].shape[1]),
         }
@@ -85,19 +94,50 @@ def evaluate(
         gain = spread[main] - spread[rival]
         figures[rival]["model_gains"] = figures[main]["auc"] - figures[rival]["auc"]
         figures[rival]["model_gains_interval"] = _interval(gain)
-    mean = np.mean(scores[main], axis=0)
+    if seen is not None:
+        figures[main]["by_recogniser_training"] = {
+            label: _part(scores[main], groups, patients, names, keep.to_numpy(bool))
+            for label, keep in (("seen", seen), ("not_seen", ~seen))
+        }
+    mean = np.mean(calibrated, axis=0)
     truth = np.array([names.index(g) for g in groups])
     chosen = mean.argmax(axis=1)
     figures[main] |= {
         "balanced_accuracy": float(balanced_accuracy_score(truth, chosen)),
         "accuracy": float((truth == chosen).mean()),
-        "brier": float(np.mean([_brier(s, truth) for s in scores[main]])),
-        "calibration_error": float(np.mean([_calibration_error(s, truth) for s in scores[main]])),
+        "brier": float(np.mean([_brier(s, truth) for s in calibrated])),
+        "calibration_error": float(np.mean([_calibration_error(s, truth) for s in calibrated])),
         "confusion": {
             g: {h: int(((truth == i) & (chosen == j)).sum()) for j, h in enumerate(names)} for i, g in enumerate(names)
         },
     }
     return figures, pd.DataFrame(mean, groups.index, [f"p_{n}" for n in names])
+
+
+def _area(
+    rankings: list[_Ranking], spread: Floats, groups: pd.Series, patients: pd.Series, names: list[str]
+) -> list[float]:
+    """The bootstrap's interval of the mean area, and Newcombe's for so many patients, whichever is wider."""
+    num = patients.groupby(groups.to_numpy()).nunique()
+    chosen = names[-len(rankings) :]
+    bounds = [auc_bounds(r.auc(), int(num[g]), int(num.sum() - num[g])) for r, g in zip(rankings, chosen, strict=True)]
+    low, high = np.mean(bounds, axis=0)
+    drawn = _interval(spread)
+    return [min(drawn[0], float(low)), max(drawn[1], float(high))]
+
+
+def _part(
+    scores: list[Floats], groups: pd.Series, patients: pd.Series, names: list[str], keep: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """The area over a part of the smears, for two groups; None where the part has one group alone."""
+    truth = groups.to_numpy()[keep] == names[-1]
+    found: dict[str, Any] = {"smears": int(keep.sum()), "auc": None, "auc_interval": None}
+    if len(names) == 2 and truth.any() and not truth.all():
+        part = [s[keep] for s in scores]
+        ranking, own = _Ranking(part, truth, 1), (groups[keep], patients[keep])
+        spread = np.array([ranking.auc(d) for d in _draws(*own, 0)])
+        found |= {"auc": ranking.auc(), "auc_interval": _area([ranking], spread, *own, names)}
+    return found
 
 
 class _Ranking:

@@ -84,7 +84,7 @@ class DiagnosisSettings(_Section):
     strength: float = Field(gt=0)
     min_cells: int = Field(ge=1)
     min_probability: float = Field(ge=0, le=1)
-    min_patients: int = Field(ge=2)
+    min_patients: int = Field(ge=3)
     repeats: int = Field(ge=1)
 
 

@@ -1,8 +1,8 @@
 """Who is trained on and who is tested: by patient, never across a near duplicate.
 
 A group is all that must stay together: the cells of a patient (or of a smear, or one cell, where no patient is known),
-joined with the groups of their near duplicates. Its place is a hash of the seed and of its smallest member key, so a
-group keeps its place when other data are added.
+joined with the groups of their near duplicates. Its place is a hash of the seed and of its smallest patient (else smear,
+else cell), so that a group of a patient keeps its place when other data are added, near duplicates without a patient too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def assign(
     codes, _ = pd.factorize(keys)
     near = duplicates.pairs(list(frame["thumbnail"]), near_duplicate_correlation)
     component = duplicates.groups(codes.max() + 1, codes[near])[codes]
-    group = keys.groupby(component).transform("min")
+    rank = np.select([frame["patient"].notna(), frame["smear"].notna()], ["0", "1"], "2")
+    group = (rank + keys).groupby(component).transform("min").str[1:]
     place = group.map({g: _unit_hash(seed, g) for g in group.unique()})
     split = pd.Series(np.select([place < test, place < test + val], ["test", "val"], "train"), frame.index)
     held_out = frame["site"].isin(test_only_sites) | (bool(train_sites) & ~frame["site"].isin(train_sites))

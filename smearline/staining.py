@@ -10,7 +10,7 @@ no glass); a smear is judged on the median of its crops.
                                 less than 8 um2 of them is in sight
     stain_nucleus_R, _G, _B     OD of the dark centre: azure on DNA; NaN where nothing dark lies there. It differs by type
                                 of cell: compare it on one type
-    optics_sharpness            1/um: steepest edges (99th percentile of the gradient) over the contrast they span (5th to 99th
+    optics_sharpness            1/um: steepest edges (98th percentile of the gradient) over the contrast they span (5th to 99th
                                 percentile), so that a paler stain is not a worse focus
     optics_noise                grey levels: Immerkaer's filter (1996, doi 10.1006/cviu.1996.0060) on the glass alone
     optics_vignetting           OD by which the glass darkens from the centre to the corner of the crop (least squares on r2)

@@ -6,6 +6,7 @@ bits, so that a plain hash of it cannot be searched. `create` shows it once.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
@@ -59,14 +60,17 @@ def create(path: Path, name: str, roles: Sequence[str], sites: Sequence[str] | N
     token = f"smearline_{secrets.token_urlsafe(32)}"
     entry = _Entry(sha256=_digest(token), roles=tuple(roles), sites=None if sites is None else tuple(sites))
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = _read(path) if path.exists() else {}
-    if name in known:
-        raise TokenError(f"{path} has a token called '{name}' already; take it out of the file to replace it")
-    entries = {n: e.model_dump(mode="json") for n, e in {**known, name: entry}.items()}
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        yaml.safe_dump(entries, file, sort_keys=False, allow_unicode=True)
-    unfinished.replace(path)
+    guard = path.with_name(f".{path.name}.lock")
+    with os.fdopen(os.open(guard, os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = _read(path) if path.exists() else {}
+        if name in known:
+            raise TokenError(f"{path} has a token called '{name}' already; take it out of the file to replace it")
+        entries = {n: e.model_dump(mode="json") for n, e in {**known, name: entry}.items()}
+        new = path.with_name(f".{path.name}.{os.getpid()}.new")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            yaml.safe_dump(entries, file, sort_keys=False, allow_unicode=True)
+        new.replace(path)
     return token
 
 
@@ -101,5 +105,5 @@ def _read(path: Path) -> dict[str, _Entry]:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         return {str(name): _Entry.model_validate(entry) for name, entry in given.items()}
-    except (ValidationError, yaml.YAMLError, AttributeError) as error:
+    except (ValidationError, yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise TokenError(f"{path} is no file of tokens: {error}") from error

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+os.environ |= {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}  # of what a test starts, too
 CHECKOUT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("SMEARLINE_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
 

@@ -97,7 +97,7 @@ def proportion(hits_B: Floats, total_B: Floats) -> Estimate:
     return interval(ratio(hits_B, total_B), *proportion_bounds(hits_B[0], total_B[0]))
 
 
-def mean(values_BC: Floats, bounds: Bounds) -> Estimate:
+def mean(values_BC: Floats, bounds: Bounds, level: float = 1 - ALPHA) -> Estimate:
     """The mean over classes from their own bounds (MOVER: Zou & Donner 2008, Stat Med 27:1693).
 
     A resample in which one of them has no cell averages the others.
@@ -107,7 +107,7 @@ def mean(values_BC: Floats, bounds: Bounds) -> Estimate:
     present = np.isfinite(values_BC)
     means_B = ratio(np.where(present, values_BC, 0).sum(axis=1), present.sum(axis=1))
     value, off = values_BC[0].mean(), [np.sqrt(np.sum((values_BC[0] - b) ** 2)) / len(b) for b in bounds]
-    return interval(means_B, value - off[0], value + off[1])
+    return interval(means_B, value - off[0], value + off[1], level)
 
 
 def paired_difference(
@@ -151,10 +151,12 @@ def auc(score_N: Floats, positive_N: Bools, cluster_N: ArrayLike, rng: np.random
     num = len(clusters)
     drawn = (np.bincount(rng.integers(0, num, num), minlength=num).astype(float)[of_N] for _ in range(RESAMPLES))
     values_B = np.array([area(np.ones(len(score_N))), *map(area, drawn)])
-    return interval(values_B, *_newcombe(values_B[0], num_positive, num_negative))
+    return interval(values_B, *auc_bounds(values_B[0], num_positive, num_negative))
 
 
-def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
+def auc_bounds(auc: float, m: int, n: int) -> tuple[float, float]:
+    """Newcombe's bounds (2006, method 5) of an area from m independent positives and n negatives."""
+
     def gap(t: float, sign: int) -> float:
         variance = t * (1 - t) * (1 + ((m + n) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))) / (m * n)
         return (auc - t) * sign - Z * float(np.sqrt(variance))

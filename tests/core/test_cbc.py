@@ -32,6 +32,10 @@ EXPORT = (
         ("@1.0", "", "low_reliability"),
         ("4.2", "*", "low_reliability"),
         ("n/a", "", "text_not_kept"),
+        ("nan", "", "text_not_kept"),
+        ("1e400", "", "text_not_kept"),
+        ("1_0.5", "", "text_not_kept"),
+        ("٤", "", "text_not_kept"),
     ],
 )
 def test_why_a_cell_holds_no_number(raw: str, mark: str, reason: str | None):
@@ -69,3 +73,58 @@ def test_text_under_any_heading_may_be_a_name_and_is_not_kept(tmp_path: Path):
 def test_another_csv_is_refused(tmp_path: Path):
     with pytest.raises(ImportSourceError, match=r"no column 'Sample No\.'"):
         cbc.read_export(put(tmp_path / "xn.csv", "a,b\n1,2\n"))
+
+
+@pytest.mark.parametrize(
+    ("export", "why"),
+    [
+        (
+            "smear,WBC(10^9/L),HGB(g/dL)\ncs,4,2,11,0\n",
+            "line 2, has 5 cells under 3 headings: a number with a decimal comma",
+        ),
+        ("smear,WBC(10^9/L),WBC(10^9/L)\ncs,400,4\n", "column 'wbc\\(10\\^9/l\\)' twice"),
+        ("smear,WBC(10^9/L),WBC(/uL)\ncs,4,400\n", "WBC stands twice with different values"),
+        ("smear,WBC(10^9/L)\ncs,400\ncs,4\n", "WBC stands twice"),
+        ("smear,sampled_at,WBC\ncs,13.01.2024,4\n", "'13.01.2024' is no date like 2024/01/31"),
+        (b"smear,WBC\ncs,4\0.2\n", "NUL"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, export: str | bytes, why: str):
+    with pytest.raises(ImportSourceError, match=why):
+        cbc.read_export(put(tmp_path / "xn.csv", export))
+
+
+def test_marks_go_by_name_wherever_they_stand(tmp_path: Path):
+    export = "smear,WBC(10^9/L),HGB(g/dL),WBC/M,HGB/M\ncs,400,11,*,\n"
+    found = cbc.read_export(put(tmp_path / "xn.csv", export)).set_index("parameter")
+    assert found.loc["WBC", "reason"] == "low_reliability" and found.loc["HGB", "value"] == 11
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        "Smear;WBC (10^9/L); HGB(g/dL) \ncs;4,2;11,0\n",
+        "sep=;\nsmear;WBC(G/L);HGB(g/dL)\ncs;4.2;11\n".encode("utf-16"),
+        "\ufeffsmear\tWBC(x10^3/µL)\tHGB(g/dL)\ncs\t4.2\t11\n",
+    ],
+)
+def test_exports_as_other_countries_write_them(tmp_path: Path, export: str | bytes):
+    counts = cbc.read_export(put(tmp_path / "xn.csv", export)).assign(site="lab", smear="cs")
+    assert cbc.laboratory_values(counts).loc[("lab", "cs"), ["WBC", "HGB"]].tolist() == [4.2, 11]
+
+
+def test_an_impossible_value_and_an_identifier_are_no_values(tmp_path: Path):
+    export = "smear,WBC(10^9/L),NEUT%(%),MRN,Phone\ncs,-5,119,00123456,0791234567\n"
+    found = cbc.read_export(put(tmp_path / "xn.csv", export)).assign(site="lab", smear="cs")
+    assert "00123456" not in str(found.to_dict()) and "0791234567" not in str(found.to_dict())
+    assert cbc.laboratory_values(found).dropna(axis=1).empty
+    assert cbc.unused(found) == {
+        "WBC": "impossible",
+        "NEUT%": "impossible",
+        "MRN": "identifier_not_kept",
+        "Phone": "identifier_not_kept",
+    }
+
+
+def test_an_export_without_a_row_holds_nothing(tmp_path: Path):
+    assert cbc.read_export(put(tmp_path / "xn.csv", "smear,WBC(10^9/L)\n")).empty

@@ -31,8 +31,8 @@ def signed(space: Workspace, overrides: dict[str, str], smear: str = "s-new", at
     counts = pa.Table.from_pylist([blood], schema=cbc.COUNTS).to_pandas()
     case = Case(case_of("lab", smear), "lab", smear, "p-new")
     if store.case(case.case_id) is None:
-        said = pd.DataFrame({"sha256": [r["sha256"] for r in rows], "predicted_type": "MONO"})
-        answer = Answer("a" * 24, "diagnose", "0123", "real", "scanner", at, None, b"{}", "diagnosed", "AML")
+        said = pa.table({"sha256": [r["sha256"] for r in rows], "predicted_type": ["MONO"] * len(rows)})
+        answer = Answer(case.case_id[:24], "diagnose", "0123", "real", "scanner", at, None, b"{}", "diagnosed", "AML")
         store.add(case, answer, said, rows, counts)
     changes = [
         {
@@ -47,7 +47,9 @@ def signed(space: Workspace, overrides: dict[str, str], smear: str = "s-new", at
         for s, v in overrides.items()
     ]
     at_last = at + timedelta(seconds=1)
-    store.review(case.case_id, b"{}", changes, {"reviewer": "dr", "at": at_last.isoformat(), "comment": None})
+    sign_off = {"reviewer": "dr", "at": at_last.isoformat(), "comment": None}
+    newest = store.case(case.case_id)["answers"][-1]["answer_id"]
+    store.review(case.case_id, b"{}", changes, sign_off, answer_id=newest)
 
 
 def run(space: Workspace):
@@ -73,7 +75,7 @@ def test_a_signed_case_becomes_images_labels_diagnosis_and_counts(space: Workspa
     state = run(space)
     assert state.is_completed(), state.message
     assert contents(space) == (images + 2, labels + 3, 1)
-    found = dataset.read_labels(space.folder / "data").query("source == 'review'").set_index("sha256")
+    found = dataset.read_labels(space.folder / "data").query("source.str.startswith('review')").set_index("sha256")
     assert found["value"].to_dict() == {KNOWN: "MONO", f"{7000:064x}": "BLAST", f"{7001:064x}": "MONO"}
     assert set(found["labelled_by"]) == {"dr"}
     assert found["conflicted"].to_dict()[KNOWN]  # the source called it LYMPH
@@ -103,8 +105,34 @@ def test_cut_off_anywhere_and_run_again_nothing_stands_twice(space: Workspace, m
     signed(space, {f"{7000:064x}": "PROMYELO"}, at=NOW + timedelta(minutes=1))
     assert run(space).is_completed()
     assert contents(space) == (images + 2, labels + 3, 1)
-    found = dataset.read_labels(space.folder / "data").query("source == 'review'").set_index("sha256")["value"]
+    found = (
+        dataset.read_labels(space.folder / "data").query("source.str.startswith('review')").set_index("sha256")["value"]
+    )
     assert found[f"{7000:064x}"] == "PROMYELO"
+
+
+def test_two_cases_that_name_one_picture_differently_are_in_conflict_and_neither_vanishes(space: Workspace):
+    for smear, said in (("s-one", "BLAST"), ("s-two", "LYMPH")):
+        signed(space, {f"{7000:064x}": said}, smear=smear)
+        assert run(space).is_completed()
+    found = dataset.read_labels(space.folder / "data").query(f"sha256 == '{7000:064x}'")
+    assert set(found["value"]) == {"BLAST", "LYMPH"} and found["conflicted"].all()
+
+
+def test_the_patient_of_a_case_is_that_of_all_its_pictures(space: Workspace):
+    """The first answer came without a patient; the case has one now."""
+    rows = [cell(7100, "lab", None, None), cell(7101, "lab", "p-late", "s-late")]
+    store, case_id = CaseStore(home=space.service), case_of("lab", "s-late")
+    for row, patient in zip(rows, (None, "p-late"), strict=True):
+        said = pa.table({"sha256": [row["sha256"]], "predicted_type": ["MONO"]})
+        answer = Answer(str(row["sha256"])[-24:], "diagnose", "0123", "real", "scanner", datetime.now(UTC), None, b"{}")
+        store.add(Case(case_id, "lab", "s-late", patient), answer, said, [row])
+    at = datetime.now(UTC).isoformat()
+    newest = store.case(case_id)["answers"][-1]["answer_id"]
+    store.review(case_id, b"{}", (), {"reviewer": "dr", "at": at, "comment": None}, answer_id=newest)
+    assert run(space).is_completed()
+    found = dataset.index(space.folder / "data", ["sha256", "patient", "smear"]).set_index("sha256")
+    assert found.loc[[r["sha256"] for r in rows], "patient"].tolist() == ["p-late", "p-late"]
 
 
 def test_new_files_are_imported_once_and_a_bad_folder_does_not_stop_the_others(space: Workspace):

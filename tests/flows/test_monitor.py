@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from flows import audit
@@ -46,7 +47,7 @@ def serve(space: Workspace, smears: range, day: int, paler: float = 0.0) -> None
         case = Case(case_of("lab", f"s{smear}"), "lab", f"s{smear}", f"p{smear}")
         answer = Answer(f"{smear:024d}", "recognise", package(space), "real", "scanner", at, at, b"{}")
         said = cells(smear, paler=paler).assign(embedding_version="e1")
-        store.add(case, answer, said, [])
+        store.add(case, answer, pa.Table.from_pandas(said, preserve_index=False), [])
 
 
 def package(space: Workspace) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from conftest import picture
 
-from serving.cases import Answer, Case, CaseStore, Key, KeyReused, case_of
+from serving.cases import Answer, Case, CaseConflict, CaseStore, Key, KeyReused, case_of
 from smearline import dataset
 from smearline.errors import DataError
 
@@ -58,7 +58,7 @@ def add(store: CaseStore, site: str = "hospital", smear: str = "s", days_ago: in
     row = dict.fromkeys(dataset.CELLS.names) | {"sha256": sha256, "image": picture(1), "site": site, "smear": smear}
     at = NOW - timedelta(days=days_ago)
     answer = Answer(answer_id, "diagnose", "v1", "simulated", "t", at, None, answer_id.encode(), "diagnosed", "AML")
-    cells = pd.DataFrame({"sha256": [sha256], "predicted_type": ["BLAST"]})
+    cells = pa.table({"sha256": [sha256], "predicted_type": ["BLAST"]})
     return store.add(Case(case_of(site, smear), site, smear, None), answer, cells, [row], key=key)
 
 
@@ -67,11 +67,9 @@ def shards(store: CaseStore) -> set[str]:
 
 
 def sign(store: CaseStore, site: str, smear: str) -> None:
-    store.review(
-        case_of(site, smear),
-        b"{}",
-        sign_off={"reviewer": "dr", "at": (NOW + timedelta(1)).isoformat(), "comment": None},
-    )
+    case_id = case_of(site, smear)
+    sign_off = {"reviewer": "dr", "at": (NOW + timedelta(1)).isoformat(), "comment": None}
+    store.review(case_id, b"{}", sign_off=sign_off, answer_id=store.case(case_id)["answers"][-1]["answer_id"])
 
 
 def test_purge_deletes_what_retention_no_longer_allows_and_ingest_does_not_need(store: CaseStore):
@@ -83,7 +81,7 @@ def test_purge_deletes_what_retention_no_longer_allows_and_ingest_does_not_need(
     done = store.purge(NOW)
     assert (done["deleted"], done["kept_for_ingest"], done["unreferenced"]) == (1, 1, 0) and done["bytes"] > 0
     assert shards(store) == {"hospital/2026-05-01", "hospital/2026-04-16", "lab/2015-06-18"}
-    store.mark_ingested([case_of("hospital", "signed")], "v7")
+    store.mark_ingested(store.signed_off(), "v7")
     assert store.purge(NOW)["deleted"] == 1
     assert shards(store) == {"hospital/2026-05-01", "lab/2015-06-18"}
     assert len(store.case(case_of("hospital", "old"))["answers"]) == 1  # the answer stays
@@ -103,12 +101,30 @@ def test_a_shard_that_no_answer_names_goes_after_a_day(store: CaseStore):
 def test_a_case_signed_again_is_taken_in_again(store: CaseStore):
     add(store)
     sign(store, "hospital", "s")
-    store.mark_ingested([case_of("hospital", "s")], "v1", until=NOW + timedelta(days=2))
+    first = store.signed_off()
+    store.mark_ingested(first, "v1")
     assert store.signed_off() == []
     sign(store, "hospital", "s")
     assert [c.case_id for c in store.signed_off()] == [case_of("hospital", "s")]
-    store.mark_ingested([case_of("hospital", "s")], "v2", until=NOW)  # of a sign-off that ingest had not seen
+    store.mark_ingested(first, "v2")  # a sign-off that this ingest has not seen
     assert len(store.signed_off()) == 1
+
+
+def test_what_came_while_it_was_signed_is_not_signed(store: CaseStore):
+    add(store)
+    seen = store.case(case_of("hospital", "s"))["answers"][-1]["answer_id"]
+    add(store)
+    with pytest.raises(CaseConflict, match="read the case again"):
+        store.review(
+            case_of("hospital", "s"), b"{}", sign_off={"reviewer": "dr", "at": "x", "comment": None}, answer_id=seen
+        )
+
+
+def test_pictures_of_a_site_without_a_file_are_kept_and_counted(store: CaseStore):
+    add(store, site="lab")
+    folder = store.home / "incoming"
+    (folder / "lab").rename(folder / "gone")
+    assert store.purge(NOW)["of_unknown_site"] == 1
 
 
 def test_two_processes_with_one_key_give_one_answer(store: CaseStore):
@@ -143,7 +159,7 @@ def test_a_commit_is_on_the_disk_before_the_answer_is_given(store: CaseStore):
 def test_a_store_of_another_version_is_refused(store: CaseStore):
     with store._engine.begin() as connection:
         connection.exec_driver_sql("update store set schema_version = 99")
-    with pytest.raises(DataError, match="version 99; this smearline reads version 1"):
+    with pytest.raises(DataError, match="version 99; this smearline reads version 2"):
         again(store)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 
 import httpx
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import picture
+from PIL import Image
 from serving_fixtures import Running, diagnose, parts, token
 
 from serving.cases import CaseStore
@@ -205,10 +207,10 @@ def test_a_reviewer_overrides_and_signs_off(client: httpx.Client, service: Runni
     answer = diagnose(client, "R-1", *(picture(60 + i) for i in range(6)), cbc=BLOOD, patient="R").json()
     case_id, first, second = answer["case_id"], answer["cells"][0], answer["cells"][1]
     store = CaseStore(home=service.home)
-    before = store.review_counts("sim_north")
-    other = next(t for t in ("BLAST", "MONO") if t != first["type"])
+    other = "BLAST"  # to which Auer rods apply
     review = {
         "case_id": case_id,
+        "answer_id": answer["answer_id"],
         "cells": [{"sha256": first["sha256"], "type": other, "characteristics": {"auer_rod": "present"}}],
         "diagnosis": "AML",
         "comment": "clear",
@@ -223,6 +225,11 @@ def test_a_reviewer_overrides_and_signs_off(client: httpx.Client, service: Runni
             ({"cells": [{"sha256": first["sha256"], "characteristics": {"auer_rod": "many"}}]}, "no value"),
             ({"diagnosis": "flu"}, "not known"),
             ({}, "nothing is set"),
+            (
+                {"cells": [{"sha256": first["sha256"], "type": "LYMPH", "characteristics": {"auer_rod": "present"}}]},
+                "apply",
+            ),
+            ({"cells": [{"sha256": first["sha256"], "type": t} for t in ("LYMPH", "MONO")]}, "twice"),
         ):
             assert why in problem(reviewer.post("/v1/review", json={"case_id": case_id, **wrong}), 422)
     assert said.json() | {"at": ""} == {
@@ -244,12 +251,57 @@ def test_a_reviewer_overrides_and_signs_off(client: httpx.Client, service: Runni
     assert signed.diagnosis == "AML" and signed.patient == answer["patient"] and len(signed.counts) == 4
     images = pd.concat([pq.read_table(path, schema=dataset.CELLS).to_pandas() for path in signed.shards])
     assert set(images["sha256"]) == set(cells) and set(images["smear"]) == {answer["smear"]}
-    after = store.review_counts("sim_north")
-    assert after["cells_reviewed"] - before["cells_reviewed"] == 6
-    assert after["cells_overridden"] - before["cells_overridden"] == 1
-    assert store.review_counts("sim_north", since=datetime.now(UTC))["cases_signed_off"] == 0
-    store.mark_ingested([case_id], "v2")
+    store.mark_ingested([signed], "v2")
     assert case_id not in {c.case_id for c in store.signed_off()}
+
+
+def test_a_sign_off_confirms_nothing_that_its_reviewer_has_not_seen(client: httpx.Client, service: Running):
+    first = diagnose(client, "R-2", picture(70), picture(71)).json()
+    second = diagnose(client, "R-2", picture(72)).json()
+    review = {"case_id": first["case_id"], "sign_off": True}
+    with service.client(token(service, "dr. late", ["review"])) as reviewer:
+        assert "came after it" in problem(
+            reviewer.post("/v1/review", json={**review, "answer_id": first["answer_id"]}), 409
+        )
+        assert second["answer_id"] in problem(reviewer.post("/v1/review", json=review), 409)
+        reviewer.post("/v1/review", json={**review, "answer_id": second["answer_id"]}).raise_for_status()
+    diagnose(client, "R-2", picture(73)).raise_for_status()
+    signed = next(c for c in CaseStore(home=service.home).signed_off() if c.case_id == first["case_id"])
+    assert len(signed.cells) == 3, "what came after the sign-off is not signed"
+
+
+@pytest.mark.parametrize("at", ["2999-01-01T00:00:00Z", "12", "0001-01-01T00:00:00+10:00", "2026-01-01T00:00:00"])
+def test_a_scanner_whose_clock_is_wrong_is_refused(client: httpx.Client, at: str):
+    assert "acquired_at" in problem(diagnose(client, "C-1", picture(5), acquired_at=at), 422)
+
+
+def test_names_are_the_same_with_and_without_spaces(client: httpx.Client):
+    spaced, plain = (diagnose(client, s, picture(5), patient=p).json() for s, p in ((" W-1 ", "P "), ("W-1", "P")))
+    assert (spaced["case_id"], spaced["patient"]) == (plain["case_id"], plain["patient"])
+    problem(diagnose(client, " ", picture(5)), 422)
+
+
+def test_a_blood_count_of_two_patients_is_refused(client: httpx.Client):
+    files = [("images", ("1", picture(5))), ("cbc", ("c", b"smear,patient,WBC(10^9/L)\nt,A,400\nt,B,4\n"))]
+    reply = client.post("/v1/diagnose", data={"request": json.dumps({"site": "sim_north", "smear": "t"})}, files=files)
+    problem(reply, 422)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[" * 100_000, '{"site": "sim_north", "smear": "a", "smear": "b"}', '{"site": NaN}', '{"cbc": {"\\ud800": 1}}'],
+)
+def test_json_that_cannot_be_used_is_refused(client: httpx.Client, body: str):
+    problem(client.post("/v1/diagnose", data={"request": body}, files=[("images", ("1", picture(5)))]), 400)
+
+
+def test_a_picture_that_would_hold_others_up_is_refused(client: httpx.Client):
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((3000, 3000, 3), np.uint8)).save(out, "PNG")
+    gif = io.BytesIO()
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(gif, "GIF")
+    answer = diagnose(client, "B-1", picture(5), out.getvalue(), gif.getvalue()).json()
+    assert [e["reason"] for e in answer["errors"]] == ["too_large", "unreadable"] and len(answer["cells"]) == 1
 
 
 def test_the_inference_log_holds_what_was_answered_by_the_day_of_acquisition(client: httpx.Client, service: Running):
