@@ -127,7 +127,13 @@ def _lineage(space: Workspace) -> dict[str, Any]:
 
 
 def _sources(graph: Any, changed: Any) -> list[str]:
-    return [s.addressing for s in graph if not s.cmd and s.addressing in changed]
+    """The data (no stages) whose bytes differ from their pointers."""
+    new = {
+        name
+        for name, told in changed.items()
+        if "modified" in str(told) or "new" in str(told) or "deleted" in str(told)
+    }
+    return [s.addressing for s in graph if not s.cmd and s.addressing in new]
 
 
 def _refuse_unversioned(sources: list[str]) -> None:

@@ -64,3 +64,10 @@ def test_a_line_that_was_cut_off_by_a_crash_is_written_over(log: Path):
     audit.append(log, "someone", "rollback")
     assert audit.problems(log) == []
     assert len(audit.entries(log)) == 5
+
+
+def test_a_last_line_whose_newline_is_gone_is_kept(log: Path):
+    path = log / audit.LOG
+    path.write_text(path.read_text(encoding="utf-8").rstrip("\n"), encoding="utf-8")
+    audit.append(log, "someone", "approve", version="v9")
+    assert [e["version"] for e in audit.entries(log)] == ["v0", "v1", "v2", "v3", "v9"] and audit.problems(log) == []

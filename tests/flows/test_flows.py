@@ -222,6 +222,42 @@ def test_nothing_is_promoted_on_an_audit_log_that_was_changed(second: Workspace)
     assert "cannot be trusted" in run(promote, second).message
 
 
+def test_the_lines_after_the_last_tag_are_guarded_by_git(second: Workspace):
+    more_data(second, 6000)
+    run(retrain, second)
+    says(second, "v3")
+    run(promote, second)
+    approve(second.folder, "v3", "looked")
+    log = second.folder / audit.LOG
+    whole = log.read_text()
+    for forged in (
+        whole.rsplit("\n", 2)[0] + "\n",
+        whole.rsplit("haematologist", 1)[0] + "somebody" + whole.rsplit("haematologist", 1)[1],
+    ):
+        log.write_text(forged)
+        assert "cannot be trusted" in run(promote, second).message
+        with pytest.raises(FlowError, match="cannot be trusted"):
+            approve(second.folder, "v3", "looked")
+    log.write_text(whole + '{"time": "2026')  # a writer was killed: nothing is blocked
+    assert run(promote, second).name == "Completed"
+
+
+def test_approvals_that_would_mean_nothing_are_refused(second: Workspace, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FlowError, match="in production already"):
+        approve(second.folder, "v2", "again")
+    with pytest.raises(FlowError, match="another version than serves now"):
+        approve(second.folder, "v1", "again")
+    of_one_site = tokens.create(second.service / "tokens.yaml", "of lab", ["approve"], ["lab"])
+    monkeypatch.setenv("SMEARLINE_TOKEN", of_one_site)
+    assert "every site's" in run(rollback, second, "misses blasts").message
+
+
+def test_a_candidate_may_not_rest_on_files_that_git_does_not_know(space: Workspace):
+    more_data(space)
+    put(space.folder / "helper.py", "x = 1")
+    assert "uncommitted changes in helper.py" in run(retrain, space).message
+
+
 def test_a_new_label_of_a_frozen_cell_needs_a_new_approval(space: Workspace, token: str):
     says(space, "v1")
     run(promote, space)
@@ -231,7 +267,24 @@ def test_a_new_label_of_a_frozen_cell_needs_a_new_approval(space: Workspace, tok
     table.loc[0, "value"] = "EOS"
     table.to_parquet(path)
     says(space, "v1")
+    assert "no version yet: data/labels" in run(promote, space).message
+    space.run("dvc", "add", "-q", "data/labels")
+    space.commit("a label", "data/labels.dvc")
     assert run(promote, space).name == "AwaitingApproval"
+
+
+def test_what_is_frozen_stays(second: Workspace):
+    more_data(second, 6000)
+    run(retrain, second)
+    says(second, "v3")
+    frozen = second.folder / smears.FROZEN
+    pd.read_parquet(frozen).iloc[10:].to_parquet(frozen)
+    assert "what is frozen stays" in run(promote, second).message
+    second.git("checkout", str(smears.FROZEN))
+    dataset.labels_path(second.folder / "data", "second").unlink()
+    second.run("dvc", "add", "-q", "data/labels")
+    second.commit("labels gone", "data/labels.dvc")
+    assert "no frozen cell of second" in run(promote, second).message
 
 
 def test_rollback_needs_neither_remote_nor_cache_and_holds(second: Workspace):
@@ -262,3 +315,11 @@ def test_a_switch_that_was_cut_off_is_finished(second: Workspace):
     (second.folder / POINTER).write_text(registry.find(second, "v1").package)
     run(promote, second)
     assert serving(second) == "v2.0.0"
+
+
+def test_a_rollback_that_was_cut_off_is_finished_and_does_not_go_further(second: Workspace):
+    v2 = registry.find(second, "v2").package
+    assert run(rollback, second, "misses blasts").is_completed()
+    (second.folder / POINTER).write_text(v2)  # as if it had been killed between tag and pointer
+    assert "had been cut off, is finished" in run(rollback, second, "misses blasts").message
+    assert serving(second) == "v1.0.0"

@@ -80,7 +80,7 @@ def make(folder: Path) -> Workspace:
             ]
             for row in rows:
                 writer.add(row)
-        said = [label(str(row["sha256"]), TYPES[i % 4]) for i, row in enumerate(rows)]
+        said = [label(str(row["sha256"]), TYPES[i // 8 % 4]) for i, row in enumerate(rows)]
         dataset.merge_rows(
             dataset.labels_path(folder / "data", site), said, dataset.LABELS, ["sha256", "name", "value", "source"]
         )
