@@ -91,11 +91,9 @@ def _evidence(by_model: dict[str, Any], num_patients: int, origin: str) -> str:
     said = f"cross-validated on {num_patients} {origin} patients: AUC {by_model['model']['auc']:.2f} ({low:.2f} to {high:.2f})"
     parts = by_model["model"]["by_recogniser_training"]
     if parts["seen"]["smears"]:
-        rest = parts["not_seen"]
-        said += f"; of {parts['seen']['smears']} smears the recogniser had been trained on cells, on the other {rest['smears']} "
-        said += (
-            "AUC {:.2f} ({:.2f} to {:.2f})".format(rest["auc"], *rest["auc_interval"]) if rest["auc"] else "not known"
-        )
+        num, auc, bounds = (parts["not_seen"][name] for name in ("smears", "auc", "auc_interval"))
+        rest = "not known" if auc is None else f"{auc:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"
+        said += f"; on the {num} smears on whose cells the recogniser was not trained: {rest}"
     beaten = [null for null in NULLS if by_model[null]["model_gains_interval"][0] > 0]
     for null in NULLS:
         if null not in beaten:
