@@ -179,8 +179,9 @@ def diagnosis(challenger: Mapping[str, Any], champion: Mapping[str, Any], margin
 
 
 def diagnosed(truth: Named, challenger: Named | None, champion: Named | None, margin: float) -> list[Check]:
-    """The diagnoses of the same frozen smears: the share that is right, an abstention counting as not right. Patients are
-    few, so nothing is proved: refused is what loses more than `margin` of the smears. Nothing where the champion names none.
+    """The diagnoses of the same frozen smears. Patients are few, so nothing is proved: refused is what names more than `margin`
+    of the smears wrongly beyond the champion, or loses more than twice that of the right answers, be it by abstaining. Nothing
+    where the champion names none.
 
     Args:
         truth: (site, smear) to the patient's diagnosis. challenger, champion: to the group named, None where abstained;
@@ -188,14 +189,27 @@ def diagnosed(truth: Named, challenger: Named | None, champion: Named | None, ma
     """
     if not truth or champion is None:
         return []
-    old, new = (
-        None if named is None else sum(named.get(smear) == group for smear, group in truth.items()) / len(truth)
+    num = len(truth)
+    if challenger is None:
+        return [Check("diagnosis_right", num, None, None, None, False, "missing for the challenger: refused")]
+    (old, old_wrong), (new, new_wrong) = (
+        (
+            sum(named.get(smear) == group for smear, group in truth.items()) / num,
+            sum(named.get(smear) not in (group, None) for smear, group in truth.items()) / num,
+        )
         for named in (champion, challenger)
     )
-    if new is None:
-        return [Check("diagnosis_right", len(truth), old, None, None, False, "missing for the challenger: refused")]
-    says = f"of {len(truth)} frozen smears; at most {margin:g} may be lost"
-    return [Check("diagnosis_right", len(truth), old, new, None, new >= (old or 0) - margin - 1e-9, says)]
+    room = margin + 1e-9
+    return [
+        Check(
+            "diagnosis_right", num, old, new, None, new >= old - 2 * room,
+            f"of {num} frozen smears, the others named wrongly or abstained from; at most {2 * margin:g} may be lost",
+        ),
+        Check(
+            "diagnosis_wrong", num, old_wrong, new_wrong, None, new_wrong <= old_wrong + room,
+            f"of {num} frozen smears; at most {margin:g} more than the champion's",
+        ),
+    ]  # fmt: skip
 
 
 def verdict(checks: Iterable[Check], **about: Any) -> dict[str, Any]:

@@ -81,11 +81,11 @@ def evaluate(
     figures: dict[str, Any] = {}
     spread: dict[str, Floats] = {}
     for name, by_group in curves.items():
-        rankings = list(by_group.values())[-1:] if len(names) == 2 else list(by_group.values())
-        spread[name] = np.array([np.nanmean([r.auc(d) for r in rankings]) for d in draws])
+        rankings = {g: by_group[g] for g in (names[-1:] if len(names) == 2 else names)}
+        spread[name] = np.array([np.nanmean([r.auc(d) for r in rankings.values()]) for d in draws])
         figures[name] = {
-            "auc": float(np.mean([r.auc() for r in rankings])),
-            "auc_interval": _area(rankings, spread[name], groups, patients, names),
+            "auc": float(np.mean([r.auc() for r in rankings.values()])),
+            "auc_interval": _area(rankings, spread[name], groups, patients),
             "auc_by_group": {g: r.auc() for g, r in by_group.items()},
             "num_features": int(tables[name].shape[1]),
         }
@@ -114,29 +114,27 @@ def evaluate(
     return figures, pd.DataFrame(mean, groups.index, [f"p_{n}" for n in names])
 
 
-def _area(
-    rankings: list[_Ranking], spread: Floats, groups: pd.Series, patients: pd.Series, names: list[str]
-) -> list[float]:
+def _area(rankings: Mapping[str, _Ranking], spread: Floats, groups: pd.Series, patients: pd.Series) -> list[float]:
     """The bootstrap's interval of the mean area, and Newcombe's for so many patients, whichever is wider."""
     num = patients.groupby(groups.to_numpy()).nunique()
-    chosen = names[-len(rankings) :]
-    bounds = [auc_bounds(r.auc(), int(num[g]), int(num.sum() - num[g])) for r, g in zip(rankings, chosen, strict=True)]
-    low, high = np.mean(bounds, axis=0)
-    drawn = _interval(spread)
+    bounds = [auc_bounds(r.auc(), int(num[g]), int(num.sum() - num[g])) for g, r in rankings.items()]
+    (low, high), drawn = np.mean(bounds, axis=0), _interval(spread)
     return [min(drawn[0], float(low)), max(drawn[1], float(high))]
 
 
 def _part(
     scores: list[Floats], groups: pd.Series, patients: pd.Series, names: list[str], keep: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """The area over a part of the smears, for two groups; None where the part has one group alone."""
-    truth = groups.to_numpy()[keep] == names[-1]
+    """The mean area over a part of the smears, of the groups that the part has beside others; None where it has one alone."""
+    part, truth = [s[keep] for s in scores], groups.to_numpy()[keep]
     found: dict[str, Any] = {"smears": int(keep.sum()), "auc": None, "auc_interval": None}
-    if len(names) == 2 and truth.any() and not truth.all():
-        part = [s[keep] for s in scores]
-        ranking, own = _Ranking(part, truth, 1), (groups[keep], patients[keep])
-        spread = np.array([ranking.auc(d) for d in _draws(*own, 0)])
-        found |= {"auc": ranking.auc(), "auc_interval": _area([ranking], spread, *own, names)}
+    there = [g for g in names if g in set(truth) and (truth != g).any()]
+    rankings = {g: _Ranking(part, truth == g, names.index(g)) for g in (there[-1:] if len(names) == 2 else there)}
+    if rankings:
+        own = groups[keep], patients[keep]
+        spread = np.array([np.nanmean([r.auc(d) for r in rankings.values()]) for d in _draws(*own, 0)])
+        mean = float(np.mean([r.auc() for r in rankings.values()]))
+        found |= {"auc": mean, "auc_interval": _area(rankings, spread, *own)}
     return found
 
 

@@ -180,11 +180,21 @@ def test_a_challenger_without_the_champions_diagnosis_is_refused():
 
 def test_a_challenger_that_loses_diagnoses_of_frozen_smears_is_refused():
     truth = {("s", str(i)): "AML" if i % 2 else "ALL" for i in range(20)}
-    lost_two = {k: None if k[1] in {"1", "2"} else v for k, v in truth.items()}
-    lost_three = {k: "MDS" if k[1] in {"1", "2", "3"} else v for k, v in truth.items()}
+
+    def but(num: int, said: str | None) -> dict:
+        return {k: said if int(k[1]) < num else v for k, v in truth.items()}
+
     passed = {
-        name: gate.diagnosed(truth, named, truth, 0.1)[0].passed
-        for name, named in {"same": truth, "two": lost_two, "three": lost_three, "missing": None}.items()
+        name: all(check.passed for check in gate.diagnosed(truth, named, truth, 0.1))
+        for name, named in {
+            "same": truth,
+            "two wrong": but(2, "MDS"),
+            "three wrong": but(3, "MDS"),
+            "four abstained": but(4, None),
+            "five abstained": but(5, None),
+            "missing": None,
+        }.items()
     }
-    assert passed == {"same": True, "two": True, "three": False, "missing": False}
+    refused = {name for name, did in passed.items() if not did}
+    assert refused == {"three wrong", "five abstained", "missing"}
     assert gate.diagnosed(truth, truth, None, 0.1) == gate.diagnosed({}, truth, truth, 0.1) == []
