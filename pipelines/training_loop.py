@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +60,9 @@ class _Run:
             self._labelled(frame, split, types, characteristics) for split in ("train", "val")
         )
         wide = round(image.size_px * image.margin)
-        self.train_crops = reader.Crops(self.train_frame, image.field_um * wide / image.size_px, wide)
-        self.val_crops = reader.Crops(self.val_frame, image.field_um, image.size_px)
+        threads = self.train.threads_per_worker
+        self.train_crops = reader.Crops(self.train_frame, image.field_um * wide / image.size_px, wide, threads)
+        self.val_crops = reader.Crops(self.val_frame, image.field_um, image.size_px, threads)
         self.train_targets = reader.targets(self.train_frame, types, characteristics)
         self.val_targets = reader.targets(self.val_frame, types, characteristics)
         self.weights = reader.drawing_weights(self.train_frame, self.train.balance)
@@ -91,35 +91,33 @@ class _Run:
         return plain
 
     def batches(self, epoch: int) -> Iterator[_Batch]:
-        """This rank's part of every batch; the next is read meanwhile.
+        """This rank's part of every batch; the next ones are read meanwhile.
 
         All that is random is drawn for the whole batch, and the losses are divided by the labels of the whole batch, so
         that any number of workers takes the same steps.
         """
         size = self.train.batch_size
-        order = reader.epoch_order(self.weights, self.steps * size, self.train.seed, epoch).reshape(self.steps, size)
+        order = reader.epoch_order(
+            self.train_crops.groups, self.weights, self.steps * size, self.train.seed, epoch
+        ).reshape(self.steps, size)
         mine = order[:, self.rank :: self.workers]
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(self.train_crops.read, mine[0])
-            for step in range(self.steps):
-                crops = following.result()
-                if step + 1 < self.steps:
-                    following = pool.submit(self.train_crops.read, mine[step + 1])
-                allowed, values = (torch.from_numpy(t[mine[step]]).to(self.device) for t in self.train_targets)
-                whole_allowed, whole_values = (t[order[step]] for t in self.train_targets)
-                labelled = [whole_allowed.any(axis=1).sum(), *(whole_values >= 0).sum(axis=0)]
-                divisors = torch.tensor(np.maximum(labelled, 1) / self.workers, dtype=torch.float32).to(self.device)
-                draws = augmentation.Draws.of(size, self.train.seed, epoch * self.steps + step)
-                dropped = self._plain().dropout(size, draws.generator)[self.rank :: self.workers]
-                yield _Batch(
-                    torch.from_numpy(crops).to(self.device),
-                    allowed,
-                    values,
-                    divisors[0],
-                    divisors[1:],
-                    draws.cut(self.rank, self.workers, self.device),
-                    dropped.to(self.device),
-                )
+        read = self.train_crops.batches(mine.ravel(), mine.shape[1])
+        for step, crops in enumerate(read):
+            allowed, values = (torch.from_numpy(t[mine[step]]).to(self.device) for t in self.train_targets)
+            whole_allowed, whole_values = (t[order[step]] for t in self.train_targets)
+            labelled = [whole_allowed.any(axis=1).sum(), *(whole_values >= 0).sum(axis=0)]
+            divisors = torch.tensor(np.maximum(labelled, 1) / self.workers, dtype=torch.float32).to(self.device)
+            draws = augmentation.Draws.of(size, self.train.seed, epoch * self.steps + step)
+            dropped = self._plain().dropout(size, draws.generator)[self.rank :: self.workers]
+            yield _Batch(
+                torch.from_numpy(crops).to(self.device),
+                allowed,
+                values,
+                divisors[0],
+                divisors[1:],
+                draws.cut(self.rank, self.workers, self.device),
+                dropped.to(self.device),
+            )
 
     def say(self, text: str) -> None:
         """A line of progress, by the first worker alone."""
@@ -166,8 +164,8 @@ class _Run:
             return {"temperature": 1.0}
         mine = np.arange(len(self.val_frame))[self.rank :: self.workers]
         parts = []
-        for start in range(0, len(mine), 64):
-            crops = torch.from_numpy(self.val_crops.read(mine[start : start + 64])).to(self.device)
+        for read in self.val_crops.batches(mine, 64):
+            crops = torch.from_numpy(read).to(self.device)
             parts.append(self.averaged(crops.permute(0, 3, 1, 2).float() / 255.0)[0].float().cpu())
         own = torch.cat(parts) if parts else torch.zeros(0, len(self._plain().types))
         gathered: list[Any] = [None] * self.workers

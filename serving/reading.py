@@ -23,6 +23,7 @@ from PIL import Image
 from serving.cases import Case
 from smearline import cbc, diagnosis, differential, images, plain_json, sites, vocabulary
 from smearline.errors import ImageError
+from smearline.reader import prepare
 from smearline.recognition import RecognitionModel, split, table_of
 from smearline.sites import Site
 
@@ -100,7 +101,7 @@ class Reader:
                 if first[shas[number]] != number:
                     raise ImageError("duplicate", f"the same bytes as image {first[shas[number]]}")
                 pixels = _decode(data[number])
-                crop = images.crop(pixels, _scale(site), self.card.field_um, self.card.size_px)
+                crop = prepare(data[number], _scale(site), self.card.field_um, self.card.size_px, pixels)
             except ImageError as error:
                 return {"image": number, "reason": error.reason, "detail": error.detail}
             row = {**common, "sha256": shas[number], "image": images.without_metadata(data[number], pixels)}

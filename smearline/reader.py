@@ -1,61 +1,145 @@
-"""Crops for training, read from the shards by position, and the order in which they are drawn."""
+"""Crops for training, read from the shards by whole row groups, and the order in which they are drawn.
+
+A single row costs its whole row group, so images are drawn group by group: an epoch goes through the groups in random order,
+eight of them (`LANES`) side by side, and within each lane the rows of `MIX` images at a time are shuffled. So a batch comes from
+some sixty groups, while every group is read once (or as often as its most drawn image). The order is a list of positions that
+hangs on seed and epoch alone: any number of workers takes its part of the same batches, and a run goes on in mid-epoch by its
+step.
+
+Row groups are fetched by one thread, ahead; crops are decoded on others, into the batch itself: JPEG's own scaled decoding
+where the crop needs less than half of the picture's resolution, then the field alone is resized. Pixels stay uint8.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import simplejpeg
 from numpy.typing import NDArray
 
 from smearline import images, vocabulary
 from smearline.dataset import ROW_GROUP
 from smearline.errors import DataError
 
-_CACHE_BYTES = 800_000_000
+LANES, MIX = 8, 512
+_PIECE = 8
+"""Images that a thread decodes at a time."""
+_AHEAD = 3
+"""Batches that are decoded ahead."""
+
+Ints = NDArray[np.int64]
+
+
+class _Flying(NamedTuple):
+    crops: images.UInt8Array
+    pieces: list[Future[None]]
 
 
 class Crops:
-    """Square crops of one physical size, B x S x S x 3 uint8, by position in `frame`.
+    """Square crops of one physical size, S x S x 3 uint8, by position in `frame`."""
 
-    Decoded crops are kept up to a limit of memory, so a small data set is decoded once.
-    """
-
-    def __init__(self, frame: pd.DataFrame, field_um: float, size_px: int) -> None:
-        """`frame`: shard, row, scale (um/px); a row an image."""
-        self._places = list(zip(frame["shard"], frame["row"].astype(int), frame["scale"].astype(float), strict=True))
+    def __init__(self, frame: pd.DataFrame, field_um: float, size_px: int, threads: int = 1) -> None:
+        """`frame`: shard, row, scale (um/px); a row an image. threads: that decode, beside the caller's and one that reads."""
+        self._names, shard_N = np.unique(frame["shard"].to_numpy(str), return_inverse=True)
+        self._row_N = frame["row"].to_numpy(np.int64)
+        self._group_N = (shard_N.astype(np.int64) << 32) + self._row_N // ROW_GROUP
+        self._scale_N = frame["scale"].to_numpy(float)
         self._field_um, self._size_px = field_um, size_px
-        self._cache: dict[int, images.UInt8Array] = {}
-        self._room = _CACHE_BYTES // (3 * size_px**2)
+        self._decoders, self._fetcher = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
 
-    def __len__(self) -> int:
-        return len(self._places)
+    @property
+    def groups(self) -> Ints:
+        """The row group of each image, numbered from 0."""
+        return np.unique(self._group_N, return_inverse=True)[1].astype(np.int64)
 
-    def read(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return np.stack([self._one(int(p)) for p in positions])
+    def batches(self, positions: Ints, size: int, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+        """The crops at these positions, `size` at a time, from batch `start` on; the last may be smaller.
 
-    def _one(self, position: int) -> images.UInt8Array:
-        if (found := self._cache.get(position)) is not None:
-            return found
-        shard, row, scale = self._places[position]
-        group, offset = divmod(row, ROW_GROUP)
-        data = _shard(shard).read_row_group(group, columns=["image"]).column(0)[offset].as_py()
-        made = prepare(data, scale, self._field_um, self._size_px)
-        if len(self._cache) < self._room:
-            self._cache[position] = made
-        return made
+        Memory: the bytes of two stretches of LANES * MIX images, and _AHEAD + 1 batches.
+        """
+        if start * size >= len(positions):
+            return
+        stretch = max(size, LANES * MIX // size * size)
+        begins = range(start * size, len(positions), stretch)
+        flying: deque[_Flying] = deque()
+        coming = self._fetcher.submit(self._fetch, positions[start * size : start * size + stretch])
+        for begin in begins:
+            data = coming.result()
+            if begin + stretch < len(positions):
+                coming = self._fetcher.submit(self._fetch, positions[begin + stretch : begin + 2 * stretch])
+            for first in range(0, len(data), size):
+                flying.append(self._decode(data[first : first + size], positions[begin + first : begin + first + size]))
+                if len(flying) > _AHEAD:
+                    yield _landed(flying.popleft())
+        while flying:
+            yield _landed(flying.popleft())
+
+    def _fetch(self, positions: Ints) -> list[memoryview]:
+        """The bytes of these images; each row group that they lie in is read once."""
+        found: list[memoryview] = [memoryview(b"")] * len(positions)
+        groups = self._group_N[positions]
+        order = np.argsort(groups, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+            shard, group = divmod(int(groups[places[0]]), 1 << 32)
+            column = _shard(self._names[shard]).read_row_group(group, columns=["image"], use_threads=False).column(0)
+            array = column.chunk(0)
+            ends = np.frombuffer(array.buffers()[1], np.int32)[array.offset :]
+            data = memoryview(array.buffers()[2]).cast("B")
+            for place, row in zip(places, self._row_N[positions[places]] % ROW_GROUP, strict=True):
+                found[place] = data[ends[row] : ends[row + 1]]
+        return found
+
+    def _decode(self, data: list[memoryview], positions: Ints) -> _Flying:
+        crops = np.empty((len(data), self._size_px, self._size_px, 3), np.uint8)
+
+        def work(first: int) -> None:
+            for i in range(first, min(first + _PIECE, len(data))):
+                crops[i] = prepare(data[i], self._scale_N[positions[i]], self._field_um, self._size_px)
+
+        return _Flying(crops, [self._decoders.submit(work, first) for first in range(0, len(data), _PIECE)])
 
 
-@lru_cache(maxsize=256)
+def _landed(batch: _Flying) -> NDArray[np.uint8]:
+    for piece in batch.pieces:
+        piece.result()
+    return batch.crops
+
+
+@lru_cache(maxsize=1024)
 def _shard(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(Path(path), memory_map=True)
 
 
-def prepare(data: bytes, microns_per_px: float, field_um: float, size_px: int) -> images.UInt8Array:
-    """Image bytes to the crop that the network sees; the one way, in training and in service."""
-    return images.crop(images.decode(data), microns_per_px, field_um, size_px)
+def prepare(
+    data: bytes | memoryview,
+    microns_per_px: float,
+    field_um: float,
+    size_px: int,
+    pixels: images.UInt8Array | None = None,
+) -> images.UInt8Array:
+    """Image bytes to the crop that the network sees; the one way, in training and in service.
+
+    pixels: the whole picture, where it was decoded already. Raises ImageError.
+    """
+    needed = size_px * microns_per_px / field_um
+    if needed <= 0.5 and data[:2] == b"\xff\xd8":
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            least = {"min_height": int(np.ceil(height * needed)), "min_width": int(np.ceil(width * needed))}
+            small = simplejpeg.decode_jpeg(data, "RGB", min_factor=2, **least)
+            return images.crop(small, microns_per_px * width / small.shape[1], field_um, size_px)
+        except ValueError:
+            pass  # CMYK and other rarities
+    whole = images.decode(bytes(data)) if pixels is None else pixels
+    return images.crop(whole, microns_per_px, field_um, size_px)
 
 
 def targets(
@@ -104,16 +188,26 @@ def drawing_weights(frame: pd.DataFrame, balance: float) -> NDArray[np.float64]:
     return weights / weights.sum()
 
 
-def epoch_order(weights: NDArray[np.float64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """`size` positions for one epoch: systematic sampling (each image floor or ceil of its expected count), shuffled.
+def epoch_order(groups: Ints, weights: NDArray[np.float64], size: int, seed: int, epoch: int) -> Ints:
+    """`size` positions for one epoch: systematic sampling (each image floor or ceil of its expected count), by row groups.
 
-    Depends on seed and epoch alone, never on workers or ranks.
+    An image that is drawn k times comes with k visits of its group, each at another time. Depends on seed and epoch alone,
+    never on workers or ranks.
+
+    Args:
+        groups: the row group of each image (Crops.groups). weights: the chance of each image; they sum to 1.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(weights))
-    steps = (np.cumsum(weights[order]) * size + random.random()).astype(np.int64)
-    repeats = np.diff(steps, prepend=0)
-    drawn = np.repeat(order, repeats)
-    short = size - len(drawn)
-    drawn = np.concatenate([drawn, order[:short]]) if short > 0 else drawn[:size]
-    return random.permutation(drawn)
+    steps = np.floor(np.cumsum(weights[order]) * size + random.random()).astype(np.int64)
+    steps[-1] = size
+    times = np.empty(len(weights), np.int64)
+    times[order] = np.diff(np.minimum(steps, size), prepend=0)
+    position = np.repeat(np.arange(len(weights)), times)
+    copy = np.arange(size) - np.repeat(np.cumsum(times) - times, times)
+    visit = np.unique(groups[position] * (int(copy.max()) + 1) + copy, return_inverse=True)[1]
+    queue = position[np.argsort(random.permutation(int(visit.max()) + 1)[visit], kind="stable")]
+    lanes = queue.reshape(LANES if size % LANES == 0 else 1, -1)
+    stretch = np.arange(lanes.shape[1]) // MIX
+    mixed = [lane[np.lexsort((random.random(len(lane)), stretch))] for lane in lanes]
+    return np.stack(mixed, axis=1).ravel()

@@ -145,12 +145,13 @@ def test_rare_types_are_drawn_more_often_but_not_as_often():
 
 def test_an_epoch_draws_each_image_about_as_often_as_it_should():
     weights = reader.drawing_weights(frame({"NEUT_SEG": 900, "BLAST": 100}), 0.5)
-    order = reader.epoch_order(weights, 1000, seed=1, epoch=0)
+    groups = np.arange(1000) // 64
+    order = reader.epoch_order(groups, weights, 1000, seed=1, epoch=0)
     assert len(order) == 1000
     drawn = np.bincount(order, minlength=1000)
     assert np.abs(drawn - weights * 1000).max() <= 1.0
-    assert (order != reader.epoch_order(weights, 1000, seed=1, epoch=1)).mean() > 0.9
-    np.testing.assert_array_equal(order, reader.epoch_order(weights, 1000, seed=1, epoch=0))
+    assert (order != reader.epoch_order(groups, weights, 1000, seed=1, epoch=1)).mean() > 0.9
+    np.testing.assert_array_equal(order, reader.epoch_order(groups, weights, 1000, seed=1, epoch=0))
 
 
 def test_augmentation_does_not_hang_on_the_number_of_workers():
