@@ -91,7 +91,8 @@ class Work:
         assumed = {s: sites.load(s).microns_per_px or sites.load(s).assumed_microns_per_px for s in set(frame["site"])}
         frame["scale"] = frame["microns_per_px"].astype(float).fillna(frame["site"].map(assumed).astype(float))
         self.frame = frame.head(num).reset_index(drop=True)
-        wanted, self.images = set(self.frame["sha256"]), {}
+        wanted = set(self.frame["sha256"])
+        self.images: dict[str, bytes] = {}
         for block in dataset.iter_rows(data, ["sha256", "image"]):
             self.images |= {s: i for s, i in zip(block["sha256"], block["image"], strict=True) if s in wanted}
         self.items = [
