@@ -217,9 +217,11 @@ def train_loop(config: dict[str, Any]) -> None:
             if run.rank == 0:
                 torch.save(run.state(epoch, history), Path(folder) / STATE_FILE)
                 made = ray.train.Checkpoint.from_directory(folder)
-                figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
-                run.say(f"epoch {epoch + 1}/{run.train.epochs}: {figures}")
             ray.train.report(row, checkpoint=made)
+        # Registered, not only reported: else a worker that dies would take short epochs with it that were said to be done.
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
+        run.say(f"epoch {epoch + 1}/{run.train.epochs}: {figures}")
 
 
 def freeze_batch_norm(network: torch.nn.Module) -> None:
