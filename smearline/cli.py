@@ -209,7 +209,8 @@ def diagnose(
     """The diagnosis of each smear with its reasons, or an abstention with its own."""
     from smearline import cbc as blood_counts
     from smearline import differential as domain
-    from smearline.diagnosis import DiagnosisModel, write_answers
+    from smearline.diagnosis import DiagnosisModel
+    from smearline.diagnosis_reasons import write_answers
 
     loaded, summary = DiagnosisModel(model), domain.read(differentials)
     counts, unmatched = blood_counts.read_for(cbc, summary) if cbc else (None, 0)

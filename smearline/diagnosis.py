@@ -11,7 +11,6 @@ corollary 1), so a reason is what moved the answer and not an estimate of it.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +32,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from smearline import cbc, differential, plain_json, vocabulary
+from smearline.diagnosis_reasons import Told, reasons_for
 from smearline.errors import DataError, ModelError
 from smearline.recognition import RecognitionModel
 from smearline.settings import DiagnosisSettings
@@ -49,7 +49,6 @@ _PART_NAMES = {
     "cbc": "blood count",
 }
 _NEEDED = {"differential": "shares", "embedding": "values of the embedding", "cbc": "laboratory values"}
-NUM_REASONS = 6
 MISSING_LIMIT = 0.5
 """Share of a part's values that may be missing before the model abstains; of the characteristics all may be, since a smear
 shows only those of the types that it has."""
@@ -340,7 +339,7 @@ class DiagnosisModel:
         shapley = self._model.contributions(table)
         why = self._abstentions(summary, table, probabilities)
         origins = summary.get("origin", pd.Series(self.card.origin, summary.index)).to_numpy()
-        best = probabilities.argmax(axis=1)
+        best, usual = probabilities.argmax(axis=1), self.seen[list(self.card.features)].median()
         rows = []
         for i in range(len(summary)):
             rows.append(
@@ -350,7 +349,7 @@ class DiagnosisModel:
                     "status": "abstained" if why[i] else "diagnosed",
                     "group": None if why[i] else self.card.groups[best[i]],
                     **{f"p_{g}": float(p) for g, p in zip(self.card.groups, probabilities[i], strict=True)},
-                    "reasons": self._reasons(table.iloc[i], shapley[i, best[i]], self.card.groups[best[i]]),
+                    "reasons": reasons_for(table.iloc[i], usual, shapley[i, best[i]], self.card.groups[best[i]]),
                     "abstained_because": why[i],
                     "cautions": self._cautions(summary.iloc[i]),
                     "not_available": [{"group": g, "because": b} for g, b in self.card.not_available.items()],
@@ -381,7 +380,7 @@ class DiagnosisModel:
                 because.append(f"{counted} cells were counted, and {card.min_cells} are needed")
             for name, (low, high) in card.ranges.items():
                 if not np.isnan(row[name]) and not low <= row[name] <= high:
-                    say = _Feature(name)
+                    say = Told(name)
                     because.append(
                         f"{say.name} is {say.value(row[name])}; learned from {say.value(low)} to {say.value(high)}"
                     )
@@ -406,93 +405,6 @@ class DiagnosisModel:
         if smear.get("scale_assumed", False):
             found.append("the scale of the images is assumed, not known")
         return found
-
-    def _reasons(self, row: pd.Series, shapley: NDArray[np.float64], group: str) -> list[dict[str, Any]]:
-        """The features that moved the answer most; the embedding's values count as one."""
-        pooled = np.array([name.startswith("embedding_") for name in row.index])
-        usual = self.seen[list(self.card.features)].median()
-        entries = [(str(name), float(shapley[j])) for j, name in enumerate(row.index) if not pooled[j]]
-        if pooled.any():
-            entries.append(("embedding", float(shapley[pooled].sum())))
-        name_of = vocabulary.load().names
-        reasons = []
-        for name, weight in sorted(entries, key=lambda e: -abs(e[1]))[:NUM_REASONS]:
-            if abs(weight) < 1e-9:
-                continue
-            side = f"{'for' if weight > 0 else 'against'} {name_of[group]}"
-            if name == "embedding":
-                reasons.append(
-                    dict(
-                        feature=name,
-                        value=None,
-                        usual=None,
-                        contribution=weight,
-                        says=f"the look of the cells as a whole speaks {side}",
-                    )
-                )
-                continue
-            say = _Feature(name)
-            reasons.append(
-                dict(
-                    feature=name,
-                    value=say.plain(row[name]),
-                    usual=say.plain(usual[name]),
-                    contribution=weight,
-                    says=f"{say.name}: {say.value(row[name])} (median of the learned {say.value(usual[name])}) speaks {side}",
-                )
-            )
-        return reasons
-
-
-def write_answers(answers: pd.DataFrame, out: Path) -> None:
-    """Answers of `DiagnosisModel.diagnose` as .parquet, .csv or .json; in a table, lists stand as JSON.
-
-    Raises:
-        DataError: `out` has another suffix.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".json":
-        answers.to_json(out, orient="records", indent=1)
-        return
-    if out.suffix not in (".parquet", ".csv"):
-        raise DataError(f"{out.name}: give a name that ends in .parquet, .csv or .json")
-    lists = ["reasons", "abstained_because", "cautions", "not_available"]
-    flat = answers.assign(**{name: answers[name].map(json.dumps) for name in lists})
-    if out.suffix == ".csv":
-        flat.to_csv(out, index=False)
-    else:
-        flat.to_parquet(out, index=False)
-
-
-class _Feature:
-    """How a feature is told to a reader."""
-
-    def __init__(self, column: str) -> None:
-        words = vocabulary.load()
-        self._kind, rest = column.split("_", 1)
-        self._unit, self._log = "%", False
-        if self._kind == "share":
-            self.name = f"share of {words.names[rest]}"
-        elif self._kind == "rate":
-            name = next(n for n in sorted(words.characteristics, key=len, reverse=True) if rest.startswith(f"{n}_"))
-            self.name = f"{name.replace('_', ' ')} '{rest[len(name) + 1 :]}'"
-        else:
-            analyte = cbc.analytes()[rest]
-            self.name, self._unit, self._log = f"{analyte.name} ({rest})", analyte.unit, analyte.scale == "log"
-
-    def plain(self, value: float) -> float | None:
-        """The value as it was measured, from the model's scale."""
-        if np.isnan(value):
-            return None
-        if self._kind == "share":
-            return round(100 * max(value, 0.0) ** 2, 2)
-        if self._kind == "rate":
-            return round(100 * float(value), 2)
-        return round(10**value - 1 if self._log else float(value), 4)
-
-    def value(self, value: float) -> str:
-        plain = self.plain(value)
-        return "missing" if plain is None else f"{plain:.4g} {self._unit}"
 
 
 def check_pair(recogniser: RecognitionModel, diagnosis: DiagnosisCard) -> None:
