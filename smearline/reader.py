@@ -2,7 +2,7 @@
 
 A single row costs its whole row group, so images are drawn group by group: an epoch goes through the groups in random order,
 eight of them (`LANES`) side by side, and within each lane the rows of `MIX` images at a time are shuffled. So a batch comes from
-some sixty groups, while every group is read once (or as often as its most drawn image). The order is a list of positions that
+some forty groups, while every group is read once (or as often as its most drawn image). The order is a list of positions that
 hangs on seed and epoch alone: any number of workers takes its part of the same batches, and a run goes on in mid-epoch by its
 step.
 
