@@ -134,9 +134,13 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
         return None
 
     def stop(*_: object) -> None:
+        # Once: make and a terminal say it again to the whole group, and that would cut the ending short.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     home.mkdir(parents=True, exist_ok=True)
     token_file = home / "token"
     if not (home / "tokens.yaml").exists():

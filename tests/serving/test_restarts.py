@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,3 +132,16 @@ def test_a_package_that_must_not_be_served_does_not_start(
     os.environ["PYTHONUNBUFFERED"] = "1"
     with pytest.raises(AssertionError, match="serves only diagnoses learned from real patients"):
         start(space, sites)
+
+
+def test_told_to_stop_twice_it_leaves_no_worker_behind(space: Path, sites: Path, started: list[Running]):
+    """As make and a terminal do, which say it to the whole group."""
+    running = start(space, sites)
+    started.append(running)
+    workers = running.workers()
+    assert workers
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        running.process.send_signal(number)
+        time.sleep(0.3)
+    assert running.process.wait(60) == 0
+    assert not [worker for worker in workers if worker.is_running()]
