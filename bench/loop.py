@@ -32,7 +32,7 @@ from serving import send
 PRODUCT = Path(__file__).resolve().parents[1]
 DEMO, LOOP = PRODUCT / ".work" / "demo", PRODUCT / ".work" / "loop"
 SITE = "sim_north"
-USUAL, REVIEWED, HELD_BACK = 12, 24, 12
+USUAL, REVIEWED, HELD_BACK = 12, 24, 24
 """Smears of the usual stain, of the changed stain that are reviewed, and of the changed stain that are not."""
 CELLS = 60
 DAYS_LATER = 28

@@ -20,11 +20,13 @@ import yaml
 from pipelines.workspace import Workspace, environment
 
 ANOTHER_STAIN: dict[str, Any] = {
-    "white_point": [236, 232, 226],
-    "eosin": {"absorbs": [0.15, 1.00, 0.50], "strength": 1.25},
-    "azure": {"absorbs": [1.00, 0.65, 0.16], "strength": 0.70},
+    "white_point": [240, 220, 225],
+    "eosin": {"absorbs": [0.10, 1.00, 0.35], "strength": 2.0},
+    "azure": {"absorbs": [0.80, 1.00, 0.40], "strength": 0.5},
+    "complex": {"absorbs": [0.40, 1.00, 0.35], "strength": 0.6},
 }
-"""Another batch of stain for sim_north: weaker azure, stronger eosin, another lamp."""
+"""sim_north after its buffer turned acid: eosin too strong, nuclei pale and reddish, and another lamp. Made to cost: the
+recogniser of the demo named 0.752 of 960 such cells as they were drawn, and 0.925 with the usual stain."""
 
 
 def new_smears(
