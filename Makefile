@@ -32,15 +32,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## the whole line on simulated laboratories (first run, set-up included: within 15 minutes on 2 cores)
-	@$(PY) -m pipelines.demo
+	@$(PY) -m flows.lines demo
 
 real: setup ## the whole line on real sets: make real DATA=folder (docs/data.md)
 	@test -n "$(DATA)" || { echo "say where the data lies: make real DATA=folder (see docs/data.md)"; exit 2; }
-	@$(PY) -m pipelines.workspace real --data "$(DATA)"
+	@$(PY) -m flows.lines real --data "$(DATA)"
 
 real-cross: setup ## train on PBC alone and test on JHU, and the other way round: make real-cross DATA=folder
 	@test -n "$(DATA)" || { echo "say where the data lies: make real-cross DATA=folder (see docs/data.md)"; exit 2; }
-	@$(PY) -m pipelines.workspace cross --data "$(DATA)"
+	@$(PY) -m flows.lines cross --data "$(DATA)"
 
 serve: setup ## start the last bento, without torch, and print curl lines that work: make serve WORKSPACE=.work/demo PORT=3000
 	@$(PY) -m serving.run --workspace $(WORKSPACE) --port $(PORT) --venv .venv-serve

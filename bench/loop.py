@@ -25,8 +25,8 @@ import httpx
 import pandas as pd
 
 from bench import results
-from pipelines import rehearsal
-from pipelines.workspace import Workspace, environment
+from flows import rehearsal
+from flows.workspace import Workspace, environment
 from serving import send
 
 PRODUCT = Path(__file__).resolve().parents[1]
@@ -133,14 +133,19 @@ def promote(loop: Loop, token: str, reason: str) -> str:
 def main() -> None:
     if not (DEMO / "package" / "lineage.json").exists():
         raise SystemExit("make the demo first: make demo")
-    loop, space, found = Loop(), Workspace(LOOP, "loop"), dict[str, Any]()
+    loop, space, found = Loop(), Workspace(LOOP), dict[str, Any]()
     with loop.step("clone, pull"):
         clone()
     with loop.step("simulate"):
-        usual = rehearsal.new_smears(space, "usual", SITE, 101, USUAL, CELLS, 14, {})
         stain = rehearsal.ANOTHER_STAIN
-        changed = rehearsal.new_smears(space, "changed", SITE, 102, REVIEWED, CELLS, DAYS_LATER, stain)
-        held_back = rehearsal.new_smears(space, "held_back", SITE, 103, HELD_BACK, CELLS, DAYS_LATER, stain)
+        usual, changed, held_back = (
+            rehearsal.new_smears(space, rehearsal.Drawn(name, SITE, seed, smears, CELLS, later, change))
+            for name, seed, smears, later, change in (
+                ("usual", 101, USUAL, 14, {}),
+                ("changed", 102, REVIEWED, DAYS_LATER, stain),
+                ("held_back", 103, HELD_BACK, DAYS_LATER, stain),
+            )
+        )
     running = rehearsal.service(space)
     with loop.step("start the service"):
         url, token = running.__enter__()

@@ -28,7 +28,7 @@ import httpx
 import yaml
 
 from bench.results import write
-from pipelines.workspace import environment
+from flows.workspace import environment
 
 PRODUCT = Path(__file__).resolve().parents[1]
 PATIENCE = 300

@@ -31,7 +31,6 @@ from smearline.import_folders import listing, only_one
 
 INBOX = Path("inbox")
 COUNTED = ("cases", "images_added", "images_known", "images_gone", "labels", "diagnoses", "count_values")
-VERSIONED = ("cells", "labels", "cbc", "quarantine.parquet")
 
 
 @flow(name="ingest", log_prints=True)
@@ -154,13 +153,13 @@ def import_files(folder: str, site: str, data: str) -> None:
 @task(cache_policy=NO_CACHE)
 def version(folder: str, data: str, counts: dict[str, int]) -> str:
     """`dvc add`, a commit of the pointers with a line in the audit log, `dvc push`. Returns the commit of this version."""
-    space, there = Workspace(Path(folder)), [Path(data) / n for n in VERSIONED if (Path(folder) / data / n).exists()]
-    space.run("dvc", "add", "-q", *map(str, there))
-    pointers = [space.folder / f"{path}.dvc" for path in there]
-    held = {p.stem: yaml.safe_load(p.read_text())["outs"][0]["md5"] for p in pointers}
+    space = Workspace(Path(folder))
+    pointers = space.add_data(Path(data))
+    files = [space.folder / path for path in pointers if path.suffix == ".dvc"]
+    held = {path.stem: yaml.safe_load(path.read_text())["outs"][0]["md5"] for path in files}
     if not audit.entries(space.folder, "ingest", data=held):  # else: cut off before, or labels that were there already
         audit.append(space.folder, "flow ingest", "ingest", data=held, counts=counts)
-    space.commit("A version of the data", audit.LOG, *pointers, space.folder / data / ".gitignore")
+    space.commit("A version of the data", audit.LOG, *pointers)
     push.fn(folder)
     return space.git("log", "-1", "--format=%h", "--", data)
 

@@ -16,10 +16,12 @@ from prefect.states import Completed, Failed, State
 
 from flows import artifacts, audit, registry
 from flows.frame import in_workspace, nothing_new
-from flows.workspace import DvcLocked, FlowError, Workspace
+from flows.workspace import STATE, DvcLocked, FlowError, Workspace
 from smearline import plain_json
 
 LINEAGE = Path("package/lineage.json")
+RUN_FILE = STATE / "run.json"
+"""Seconds of each stage, when it last ran here."""
 
 
 def _locked(task: object, run: object, state: State[Any]) -> bool:
@@ -84,6 +86,10 @@ def retrain(workspace: str = ".") -> State[Any]:
         runs[name] = reproduce(workspace, name, wait_for=[runs[n] for n in needs[name]], return_state=True)
     rows = [{"stage": name, "state": state.name, "says": state.message} for name, state in runs.items()]
     artifacts.table("retrain-stages", rows, "The stages of this run")
+    file = space.folder / RUN_FILE
+    seconds = plain_json.read(file)["seconds"] if file.exists() else {}
+    seconds |= {name: float(str(state.message).split()[0]) for name, state in runs.items() if state.name == "Ran"}
+    plain_json.write(file, {"seconds": seconds})
     if failed := [f"{name}: {state.message}" for name, state in runs.items() if state.is_failed()]:
         raise FlowError("\n".join(failed))  # those that waited for it were never started
     push(workspace)

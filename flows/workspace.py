@@ -17,6 +17,8 @@ from smearline.errors import SmearlineError
 
 PRODUCT = Path(__file__).resolve().parents[1]
 STATE = Path(".smearline")
+VERSIONED = ("cells", "labels", "cbc", "quarantine.parquet")
+"""What of a data set DVC versions."""
 
 
 class FlowError(SmearlineError):
@@ -63,6 +65,23 @@ class Workspace:
                 if "index.lock" not in str(error) or attempt == 19:
                     raise
                 time.sleep(0.5)
+
+    def add_data(self, data: Path) -> list[Path]:
+        """`dvc add` of what the data set at `data`, relative to the workspace, holds. Returns what to commit: the pointers and
+        the file that hides the bytes from git."""
+        there = [data / name for name in VERSIONED if (self.folder / data / name).exists()]
+        self.run("dvc", "add", "-q", *map(str, there))
+        return [data / ".gitignore", *(Path(f"{path}.dvc") for path in there)]
+
+    def call(self, *command: str, **variables: str) -> None:
+        """`python -m ...` in the workspace, on this terminal, progress and all. Raises FlowError where it fails."""
+        print(f"$ python -m {' '.join(command)}", flush=True)
+        env = {**environment(), **variables}
+        if code := subprocess.run([sys.executable, "-m", *command], cwd=self.folder, env=env).returncode:
+            raise FlowError(
+                f"'{' '.join(command)}' failed in {self.folder} (exit code {code}); its message stands above. "
+                "Mend it and run the same command again: what is done is not done twice."
+            )
 
     def run(self, *command: str) -> list[str]:
         """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines.

@@ -18,8 +18,8 @@ import torch
 import yaml
 from conftest import CHECKOUT
 
+from flows.workspace import environment
 from pipelines import training, tune
-from pipelines.workspace import environment
 from smearline import dataset, importing, settings, simulator, sites, sources, splits
 
 pytestmark = pytest.mark.slow

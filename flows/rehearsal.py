@@ -11,13 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from pipelines.workspace import Workspace, environment
+from flows.workspace import Workspace, environment
 
 ANOTHER_STAIN: dict[str, Any] = {
     "white_point": [240, 220, 225],
@@ -29,28 +30,36 @@ ANOTHER_STAIN: dict[str, Any] = {
 recogniser of the demo named 0.752 of 960 such cells as they were drawn, and 0.925 with the usual stain."""
 
 
-def new_smears(
-    space: Workspace, name: str, site: str, seed: int, smears: int, cells: int, later: int, change: dict[str, Any]
-) -> Path:
-    """Smears of new patients of a site, its simulation changed where asked, acquired `later` days after the first ones.
+@dataclass(frozen=True)
+class Drawn:
+    """Smears of new patients of a simulated site."""
 
-    Returns the folder, laid out as the source 'folder'; one that is there stays as it is.
-    """
-    folder = space.folder / "raw" / name
-    made, sites = folder / "out" / site, folder / "sites"
+    name: str
+    site: str
+    seed: int
+    smears: int
+    cells: int
+    days_later: int
+    """Days after the site's first smears."""
+    change: dict[str, Any] = field(default_factory=dict)
+    """Of the site's simulation."""
+
+
+def new_smears(space: Workspace, drawn: Drawn) -> Path:
+    """Draw them. Returns the folder, laid out as the source 'folder'; one that is there stays as it is."""
+    folder = space.folder / "raw" / drawn.name
+    made, sites = folder / "out" / drawn.site, folder / "sites"
     if (folder / "complete").exists():
         return made
     sites.mkdir(parents=True, exist_ok=True)
-    file = yaml.safe_load((space.folder / "sites" / f"{site}.yaml").read_text(encoding="utf-8"))
-    file["simulation"] |= {"prefix": name[:2].upper(), **change}
-    (sites / f"{site}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
-    numbers = ("--seed", str(seed), "--patients", str(smears), "--cells", str(cells))
-    space.run(
-        sys.executable, "-m", "smearline.cli", "simulate", str(folder / "out"), "--sites", site, *numbers,
-        SMEARLINE_SITES=str(sites),
-    )  # fmt: skip
+    file = yaml.safe_load((space.folder / "sites" / f"{drawn.site}.yaml").read_text(encoding="utf-8"))
+    file["simulation"] |= {"prefix": drawn.name[:2].upper(), **drawn.change}
+    (sites / f"{drawn.site}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
+    numbers = ("--seed", str(drawn.seed), "--patients", str(drawn.smears), "--cells", str(drawn.cells))
+    command = ("simulate", str(folder / "out"), "--sites", drawn.site, *numbers)
+    space.call("smearline.cli", *command, SMEARLINE_SITES=str(sites))
     labels = pd.read_csv(made / "labels.csv", dtype=str, keep_default_na=False)
-    moved = pd.to_datetime(labels["acquired_at"]) + pd.Timedelta(days=later)
+    moved = pd.to_datetime(labels["acquired_at"]) + pd.Timedelta(days=drawn.days_later)
     labels.assign(acquired_at=[t.isoformat() for t in moved]).to_csv(made / "labels.csv", index=False)
     (folder / "complete").touch()
     return made
