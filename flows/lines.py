@@ -135,7 +135,7 @@ or try another learning rate:
 
 
 def _what_next(space: Workspace) -> None:
-    where = _shown(space.folder)
+    where, python = _shown(space.folder), os.path.relpath(PRODUCT / ".venv/bin/python", space.folder)
     print("drift reports (each opens without a network):")
     for path in sorted((space.folder / "watch").glob("*/*/verdict.json")):
         found = plain_json.read(path)
@@ -146,7 +146,7 @@ def _what_next(space: Workspace) -> None:
 {lines.strip()}
 Prefect's page (runs, artifacts, schedules):        make flows WORKSPACE={where}     http://127.0.0.1:4200
 Evidently's page (the sites' history):              make drift-ui WORKSPACE={where}  http://127.0.0.1:8000
-a model goes to production by the gate and a person: cd {where} && python -m flows promote
+a model goes to production by the gate and a person: cd {where} && {python} -m flows promote
 the loop once around, with another stain:           make loop""")
 
 

@@ -16,7 +16,7 @@ from tiny import cell, copied
 
 from flows import audit, registry, smears
 from flows.production import POINTER, rollback
-from flows.promote import approve, promote
+from flows.promote import approve, approved, promote
 from flows.retrain import retrain
 from flows.workspace import DvcLocked, FlowError, Workspace
 from smearline import dataset, tokens
@@ -195,6 +195,24 @@ def test_nothing_is_promoted_without_an_approval(space: Workspace, token: str, m
     assert run(promote, space).name == "NothingNew"
     assert len(audit.entries(space.folder, "gate")) == 1
     assert space.git("status", "--porcelain") == ""
+
+
+def test_what_came_into_production_meanwhile_is_not_replaced(second: Workspace, monkeypatch: pytest.MonkeyPatch):
+    more_data(second, 6000)
+    run(retrain, second)
+    says(second, "v3")
+    assert run(promote, second).name == "AwaitingApproval"
+    approve(second.folder, "v3", "looks good")
+
+    def and_meanwhile(*given):
+        found = approved(*given)
+        run(rollback, second, "an alarm, between the look at production and the switch")
+        return found
+
+    monkeypatch.setattr("flows.promote.approved", and_meanwhile)
+    state = run(promote, second)
+    assert state.is_failed() and "v1.0.0 came into production meanwhile" in state.message
+    assert serving(second) == "v1.0.0"
 
 
 def test_a_worse_challenger_is_refused_and_cannot_be_approved(second: Workspace):

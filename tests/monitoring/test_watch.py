@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import CHECKOUT
 from drawn import WARD, draw, lab, write_log
 
 from monitoring import verdict
+from monitoring.reference import refer
 from monitoring.verdict import Verdict
 from monitoring.watch import judge
 from smearline.errors import DataError
@@ -175,6 +177,22 @@ def test_a_site_without_a_reference_is_compared_and_says_with_whom(watched):
     assert any("other has no reference of its own; it was compared with lab" in note for note in made.notes)
     with pytest.raises(DataError, match="no site 'nowhere'"):
         watched(judging={"against": "nowhere"})
+
+
+def test_a_site_without_a_reference_is_compared_with_the_nearest_of_those_that_can_judge_most(
+    watched, reference_folder, monkeypatch
+):
+    def told(**changes) -> str:
+        return watched(site="other", **changes).notes[0].split("compared with ")[1].split(",")[0]
+
+    sharp = draw(24, 2, site="sharp", optics_sharpness=1.5)
+    unmeasured = draw(24, 1, site="unmeasured")
+    unmeasured[[name for name in unmeasured if name.startswith("optics")]] = np.nan
+    cells = pd.concat([draw(24, 1), sharp, unmeasured], ignore_index=True)
+    refer(cells, version="v1", embedding_version="e1", origin="simulated").save(reference_folder)
+    assert told() == "lab"
+    assert told(optics_sharpness=1.5) == "sharp"
+    assert told(optics_sharpness=1.35) == "sharp", "what cannot be judged is not near"
 
 
 def test_a_reference_without_smears_judges_nothing(watched, reference_folder):

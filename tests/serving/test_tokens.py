@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,10 @@ def test_what_cannot_be_a_token_is_refused(tmp_path: Path):
     path.write_text(yaml.safe_dump({"a": {"token": "in the clear"}}))
     with pytest.raises(TokenError, match="no file of tokens"):
         tokens.holder(path, "x")
+
+
+def test_tokens_made_side_by_side_are_all_kept(tmp_path: Path):
+    path, names = tmp_path / "tokens.yaml", [f"scanner-{i}" for i in range(16)]
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda name: tokens.create(path, name, ["recognise"]), names))
+    assert [tokens.holder(path, token).name for token in made] == names

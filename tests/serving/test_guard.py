@@ -1,0 +1,50 @@
+"""What stands before every request, where a running service would take half a minute to show it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI, Request
+
+from serving import http
+from smearline import tokens
+
+
+def test_an_upload_that_stalls_is_ended_and_gives_its_place_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http, "STALLED_SECONDS", 0.05)
+    monkeypatch.setitem(http.LIMITS, "requests_at_once_of_a_holder", 1)
+    token = tokens.create(tmp_path / "tokens.yaml", "scanner", ["recognise"])
+    app = FastAPI()
+    app.state.desk = SimpleNamespace(store=SimpleNamespace(home=tmp_path))
+    app.add_middleware(http.Guard)
+    http.answer_errors(app)
+
+    @app.post("/v1/echo")
+    async def echo(request: Request) -> int:
+        return len(await request.body())
+
+    def ask(*chunks: bytes, whole: bool) -> tuple[int, dict | int]:
+        """The status and the body of the answer to these chunks, after which nothing comes."""
+        waiting, sent = list(chunks), []
+
+        async def receive():
+            if not waiting:
+                await asyncio.sleep(60)
+            chunk = waiting.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(waiting) or not whole}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"authorization", f"Bearer {token}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/echo", "headers": headers, "query_string": b""}
+        asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))
+        return sent[0]["status"], json.loads(sent[1]["body"])
+
+    status, said = ask(b"half a", whole=False)
+    assert status == 408 and said["detail"] == "nothing came for 0.05 s"
+    assert ask(b"a ", b"whole one", whole=True) == (200, 11)
