@@ -233,6 +233,7 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What stands behind an answer: model, commit, data version, gate, approvals, that day's verdict."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # the command itself stands elsewhere
     try:
         from flows import trace as flows_trace
     except ImportError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -108,3 +110,9 @@ def test_without_a_reference_it_fails_and_says_what_to_do(space: Workspace):
 def test_an_answer_that_nobody_gave_cannot_be_traced(space: Workspace, tmp_path: Path):
     with pytest.raises(DataError, match="no answer 'abc'"):
         trace(space.folder, "abc")
+
+
+def test_the_installed_command_traces_from_any_folder(watched: Workspace, tmp_path: Path):
+    command = [Path(sys.executable).with_name("smearline"), "trace", "abc", "--workspace", str(watched.folder)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "no answer 'abc'" in done.stderr
