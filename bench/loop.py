@@ -139,7 +139,7 @@ def main() -> None:
     with loop.step("simulate"):
         stain = rehearsal.ANOTHER_STAIN
         usual, changed, held_back = (
-            rehearsal.new_smears(space, rehearsal.Drawn(name, SITE, seed, smears, CELLS, later, change))
+            rehearsal.new_smears(space, name, SITE, seed, smears, CELLS, later, change)
             for name, seed, smears, later, change in (
                 ("usual", 101, USUAL, 14, {}),
                 ("changed", 102, REVIEWED, DAYS_LATER, stain),

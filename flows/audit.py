@@ -31,14 +31,14 @@ def append(folder: Path, who: str, what: str, **details: Any) -> str:
             whole, newline = whole + newline + torn, b"\n"
         elif torn:  # the writer was killed and nobody was told that this line stands
             file.truncate(len(whole) + len(newline))
-        previous = _digest(whole.rsplit(b"\n", 1)[-1]) if newline else START
+        previous = digest(whole.rsplit(b"\n", 1)[-1]) if newline else START
         now = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"time": now, "who": who, "what": what, **details, "previous": previous}
         line = json.dumps(entry, sort_keys=True, ensure_ascii=False).encode()
         file.write(line + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    return _digest(line)
+    return digest(line)
 
 
 def entries(folder: Path, what: str | None = None, **details: Any) -> list[Entry]:
@@ -50,7 +50,7 @@ def entries(folder: Path, what: str | None = None, **details: Any) -> list[Entry
 
 def head(folder: Path) -> str:
     """SHA-256 of the last line; zeros for a log that has none."""
-    return ([START] + [_digest(line) for line in _lines(folder)])[-1]
+    return [START, *map(digest, _lines(folder))][-1]
 
 
 def problems(folder: Path, heads: Iterable[str] = ()) -> list[str]:
@@ -69,7 +69,7 @@ def problems(folder: Path, heads: Iterable[str] = ()) -> list[str]:
             found.append(
                 f"line {number} does not follow the line before it: one of them was changed, removed or put in"
             )
-        chain.append(_digest(line))
+        chain.append(digest(line))
     if lost := sorted(set(heads) - set(chain)):
         found.append(
             f"{len(lost)} heads that stand in tags are not in the log: lines were changed or cut off at its end"
@@ -91,5 +91,6 @@ def _whole(line: bytes) -> bool:
         return False
 
 
-def _digest(line: bytes) -> str:
-    return hashlib.sha256(line).hexdigest()
+def digest(content: bytes | str) -> str:
+    """SHA-256 in hex; of a text, of its UTF-8."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()

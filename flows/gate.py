@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,79 +63,51 @@ def compare(
         challenger, champion: sha256 to predicted type; None: there is no champion yet, and a metric need only exist.
     """
     words, rng = vocabulary.load(), np.random.default_rng(seed)
-    patient = cells["patient"].astype("string")
-    cluster_N = pd.factorize((cells["site"] + "/" + patient).fillna("cell " + cells["sha256"]))[0].astype(np.int64)
-    answers = [[model.get(s) for s in cells["sha256"]] for model in (challenger, champion) if model is not None]
+    whose = cells["site"] + "/" + cells["patient"].astype("string")
+    cells = cells.assign(cluster=pd.factorize(whose.fillna("cell " + cells["sha256"]))[0].astype(np.int64))
+    models = {"challenger": challenger} if champion is None else {"challenger": challenger, "champion": champion}
 
-    def told(right: Callable[[str, str], bool]) -> list[np.ndarray]:
-        """Of the challenger and the champion: 1 right, 0 wrong, NaN where the model named nothing."""
-        return [
-            np.array(
-                [
-                    float(right(n, t)) if isinstance(n, str) else math.nan
-                    for n, t in zip(named, cells["true_type"], strict=True)
-                ]
-            )
-            for named in answers
-        ]
+    def told(right: Callable[[str, str], bool]) -> pd.DataFrame:
+        """The cells with a column for each model: 1 right, 0 wrong, NaN where it named nothing."""
+        columns = {}
+        for who, model in models.items():
+            pairs = zip(cells["sha256"].map(model.get), cells["true_type"], strict=True)
+            columns[who] = [float(right(n, t)) if isinstance(n, str) else math.nan for n, t in pairs]
+        return cells.assign(**columns)
 
     right = told(lambda named, true: named in words.children(true))
-    blast = (cells["true_type"] == "BLAST").to_numpy(bool)
-    frequent = cells.groupby("true_type")["true_type"].transform("size").to_numpy() >= LEAST_OF_TYPE
-    types_N = pd.factorize(cells["true_type"])[0]
-
-    def check(
-        metric: str, of_N: np.ndarray, right: list[np.ndarray], margin: float, groups_N: np.ndarray | None = None
-    ) -> Check:
-        groups = np.zeros(int(of_N.sum()), np.int64) if groups_N is None else pd.factorize(groups_N[of_N])[0]
-        known = patient[of_N].notna().any()
-        return _check(metric, [r[of_N] for r in right], cluster_N[of_N], groups, known, margin, rng)
-
-    everywhere = np.ones(len(cells), bool)
+    blast = cells["true_type"] == "BLAST"
+    frequent = cells.groupby("true_type")["true_type"].transform("size") >= LEAST_OF_TYPE
     return [
-        check("accuracy", everywhere, right, margin),
-        *(
-            check(f"{s}.accuracy", (cells["site"] == s).to_numpy(bool), right, margin)
-            for s in sorted(set(cells["site"]))
-        ),
-        check("balanced_accuracy", frequent, right, margin, types_N),
-        check("blast_sensitivity", blast, right, margin),
-        check("blast_specificity", ~blast, told(lambda named, _: named != "BLAST"), margin / 3),
+        _check("accuracy", right, margin, rng),
+        *(_check(f"{site}.accuracy", part, margin, rng) for site, part in right.groupby("site")),
+        _check("balanced_accuracy", right[frequent], margin, rng, by="true_type"),
+        _check("blast_sensitivity", right[blast], margin, rng),
+        _check("blast_specificity", told(lambda named, _: named != "BLAST")[~blast], margin / 3, rng),
     ]
 
 
-def _check(
-    metric: str,
-    right: list[np.ndarray],
-    cluster_N: np.ndarray,
-    group_N: np.ndarray,
-    patients_known: bool,
-    margin: float,
-    rng: np.random.Generator,
-) -> Check:
-    """The mean over groups of the share right, challenger against champion."""
-    num, clusters = len(cluster_N), len(np.unique(cluster_N))
-    values = [_mean(r, group_N) for r in right]
-    new, old = values[0], values[1] if len(values) > 1 else None
-    missing = [who for who, value in zip(("challenger", "champion"), values, strict=False) if value is None]
-    if missing:
+def _check(metric: str, cells: pd.DataFrame, margin: float, rng: np.random.Generator, by: str | None = None) -> Check:
+    """The share right (the mean of it over the values of `by`), challenger against champion."""
+    num, clusters, patients_known = len(cells), cells["cluster"].nunique(), cells["patient"].notna().any()
+    group_N = np.zeros(num, np.int64) if by is None else pd.factorize(cells[by])[0]
+    values = {who: _mean(cells[who].to_numpy(float), group_N) for who in ("challenger", "champion") if who in cells}
+    new, old = values["challenger"], values.get("champion")
+    told = partial(Check, metric, num, old, new)
+    if missing := [who for who, value in values.items() if value is None]:
         why = "a frozen cell was not named" if num else "no such cell among the frozen ones: label some of another site"
-        return Check(metric, num, old, new, None, False, f"missing for the {missing[0]} ({why}): refused")
+        return told(None, False, f"missing for the {missing[0]} ({why}): refused")
     if old is None or new is None:
-        return Check(metric, num, None, new, None, True, "no champion: nothing to compare")
+        return told(None, True, "no champion: nothing to compare")
     few = patients_known and clusters < LEAST_PATIENTS
     if metric.endswith(".accuracy") and (num < LEAST_CELLS or few):
         of = f" of {clusters} patients" if patients_known else ""
-        return Check(
-            metric, num, old, new, None, True, f"not tested: {num} cells{of} can show nothing; watch this site"
-        )
+        return told(None, True, f"not tested: {num} cells{of} can show nothing; watch this site")
     if few:
-        return Check(
-            metric, num, old, new, None, False, f"{clusters} patients cannot show it; {LEAST_PATIENTS} are needed"
-        )
-    change_N = (right[0] - right[1] + 1).astype(np.int64)
-    counts_B = bootstrap_counts(cluster_N, (3 * group_N + change_N)[:, None], 3 * (int(group_N.max()) + 1), rng)
-    counts_BG3 = counts_B.reshape(len(counts_B), -1, 3)
+        return told(None, False, f"{clusters} patients cannot show it; {LEAST_PATIENTS} are needed")
+    change_N = (cells["challenger"] - cells["champion"] + 1).to_numpy(np.int64)
+    index_N1, num_groups = (3 * group_N + change_N)[:, None], int(group_N.max()) + 1
+    counts_BG3 = bootstrap_counts(cells["cluster"].to_numpy(), index_N1, 3 * num_groups, rng).reshape(-1, num_groups, 3)
     change_BG = ratio(counts_BG3[..., 2] - counts_BG3[..., 0], counts_BG3.sum(axis=2))
     each = [
         paired_difference(change_BG[:, g], gained, lost, lost + same + gained, level=LEVEL)
@@ -144,7 +117,7 @@ def _check(
     low = mean(change_BG, bounds, level=LEVEL)["low"]
     passed = low > -margin
     says = "not worse" if passed else "worse" if new < old else "too few cells to show that it is not worse"
-    return Check(metric, num, old, new, round(low, 6), passed, f"{says} (margin {margin:.3g})")
+    return told(round(low, 6), passed, f"{says} (margin {margin:.3g})")
 
 
 def _mean(right_N: np.ndarray, group_N: np.ndarray) -> float | None:
@@ -192,12 +165,10 @@ def diagnosed(truth: Named, challenger: Named | None, champion: Named | None, ma
     num = len(truth)
     if challenger is None:
         return [Check("diagnosis_right", num, None, None, None, False, "missing for the challenger: refused")]
-    (old, old_wrong), (new, new_wrong) = (
-        (
-            sum(named.get(smear) == group for smear, group in truth.items()) / num,
-            sum(named.get(smear) not in (group, None) for smear, group in truth.items()) / num,
-        )
-        for named in (champion, challenger)
+    both = (champion, challenger)
+    old, new = (sum(named.get(s) == group for s, group in truth.items()) / num for named in both)
+    old_wrong, new_wrong = (
+        sum(named.get(s) not in (group, None) for s, group in truth.items()) / num for named in both
     )
     room = margin + 1e-9
     return [

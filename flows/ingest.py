@@ -6,14 +6,12 @@ the version that holds it is in git and pushed.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from prefect import flow, task
@@ -21,8 +19,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.states import Completed, Failed, State
 
-from flows import artifacts, audit
-from flows.frame import in_workspace, nothing_new
+from flows import audit
+from flows.frame import in_workspace, nothing_new, table
 from flows.retrain import push
 from flows.workspace import STATE, FlowError, Workspace
 from serving.cases import CaseStore, SignedCase
@@ -30,14 +28,14 @@ from smearline import cbc, dataset, settings, sites, vocabulary
 from smearline.import_folders import listing, only_one
 
 INBOX = Path("inbox")
-COUNTED = ("cases", "images_added", "images_known", "images_gone", "labels", "diagnoses", "count_values")
 
 
 @flow(name="ingest", log_prints=True)
 @in_workspace()
 def ingest(workspace: str = ".") -> State[Any]:
     """Take in signed-off cases and new files, version the data, and drop the images that no retention allows."""
-    data, store = settings.load().data.folder, CaseStore(home=Workspace(Path(workspace)).service)
+    space, data = Workspace(Path(workspace)), settings.load().data.folder
+    store = CaseStore(home=space.service)
     signed = store.signed_off()
     counts = take_cases(signed, data) if signed else {}
     failed: list[str] = []
@@ -47,11 +45,11 @@ def ingest(workspace: str = ".") -> State[Any]:
         if not now or (seen.exists() and seen.read_text() == now):
             continue
         try:
-            import_files(workspace, folder.name, str(data))
+            import_files(space, folder.name, str(data))
             looked_at[seen] = now
         except FlowError as error:
             failed.append(f"{folder}: {error}")
-    commit = version(workspace, str(data), counts | {"folders": len(looked_at)}) if signed or looked_at else ""
+    commit = version(space, data, counts | {"folders": len(looked_at)}) if signed or looked_at else ""
     if signed:  # a sign-off that came meanwhile is left to the next run
         store.mark_ingested(signed, commit)
     for seen, now in looked_at.items():
@@ -61,10 +59,9 @@ def ingest(workspace: str = ".") -> State[Any]:
         return Failed(message="\n".join(failed))
     if not signed and not looked_at:
         return nothing_new("no case was signed off and no file came since the last time")
-    rows = [{"what": name.replace("_", " "), "number": number} for name, number in (counts | purged).items()]
-    artifacts.table(
-        "ingest", [*rows, {"what": "folders of new files", "number": len(looked_at)}], f"Data version {commit}"
-    )
+    numbers = {**counts, **purged, "folders of new files": len(looked_at)}
+    rows = [{"what": name.replace("_", " "), "number": number} for name, number in numbers.items()]
+    table("ingest", rows, f"Data version {commit}")
     emit_event("smearline.data.new", {"prefect.resource.id": "smearline.data", "version": commit})
     return Completed(
         message=f"data version {commit}: {counts.get('cases', 0)} cases, {len(looked_at)} folders of files"
@@ -108,23 +105,18 @@ def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) 
     diagnosed = [_patient(case, known) for case in cases if case.patient and case.diagnosis]
     if diagnosed:
         dataset.merge_rows(path, diagnosed, dataset.PATIENTS, of_smear, keep="last")
-    counts = [
-        row | {"patient": case.patient}
-        for case in cases
-        for row in pa.Table.from_pandas(case.counts, cbc.COUNTS, preserve_index=False).to_pylist()
-    ]
+    counts = [row | {"patient": case.patient} for case in cases for row in case.counts.to_pylist()]
     if counts:
         dataset.merge_rows(data / "cbc" / f"{site}.parquet", counts, cbc.COUNTS, cbc.KEY, keep="last")
-    numbers = (
-        len(cases),
-        len(named - there - missing),
-        len(named & there),
-        len(missing),
-        len(labels),
-        len(diagnosed),
-        len(counts),
-    )
-    return dict(zip(COUNTED, numbers, strict=True))
+    return {
+        "cases": len(cases),
+        "images_added": len(named - there - missing),
+        "images_known": len(named & there),
+        "images_gone": len(missing),
+        "labels": len(labels),
+        "diagnoses": len(diagnosed),
+        "count_values": len(counts),
+    }
 
 
 def _labels(case: SignedCase) -> Iterator[dict[str, Any]]:
@@ -144,28 +136,26 @@ def _patient(case: SignedCase, known: Mapping[tuple[Any, ...], dict[str, Any]]) 
 
 
 @task(task_run_name="import {site}", cache_policy=NO_CACHE)
-def import_files(folder: str, site: str, data: str) -> None:
+def import_files(space: Workspace, site: str, data: str) -> None:
     """`smearline import folder inbox/SITE`."""
-    command = ("import", "folder", str(INBOX / site), "--site", site, "--into", data)
-    Workspace(Path(folder)).run("smearline.cli", *command)
+    space.run("smearline.cli", "import", "folder", str(INBOX / site), "--site", site, "--into", data)
 
 
 @task(cache_policy=NO_CACHE)
-def version(folder: str, data: str, counts: dict[str, int]) -> str:
+def version(space: Workspace, data: Path, counts: dict[str, int]) -> str:
     """`dvc add`, a commit of the pointers with a line in the audit log, `dvc push`. Returns the commit of this version."""
-    space = Workspace(Path(folder))
-    pointers = space.add_data(Path(data))
+    pointers = space.add_data(data)
     files = [space.folder / path for path in pointers if path.suffix == ".dvc"]
     held = {path.stem: yaml.safe_load(path.read_text())["outs"][0]["md5"] for path in files}
     if not audit.entries(space.folder, "ingest", data=held):  # else: cut off before, or labels that were there already
         audit.append(space.folder, "flow ingest", "ingest", data=held, counts=counts)
     space.commit("A version of the data", audit.LOG, *pointers)
-    push.fn(folder)
-    return space.git("log", "-1", "--format=%h", "--", data)
+    push.fn(space)
+    return space.git("log", "-1", "--format=%h", "--", str(data))
 
 
 def contents(folder: Path) -> str:
     """A digest of the names, sizes and times of the files in a folder; empty where there is none."""
     files = [(name, (folder / name).stat()) for name in listing(folder)[0]]
     told = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    return hashlib.sha256(told.encode()).hexdigest() if files else ""
+    return audit.digest(told) if files else ""

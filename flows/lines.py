@@ -93,9 +93,11 @@ def demo() -> None:
         space.call("smearline.cli", "simulate", "raw", "--sites", ",".join(DEMO_SITES), *numbers)
         (space.folder / "raw" / "complete").touch()
     from_images(space, [("folder", Path("raw") / site, site) for site in DEMO_SITES])
-    changed = rehearsal.Drawn("another_stain", "sim_north", 8, SERVED, CELLS, 14, rehearsal.ANOTHER_STAIN)
-    usual = rehearsal.Drawn("usual", "sim_south", 9, SERVED, CELLS, 14)
-    folders = {drawn.site: rehearsal.new_smears(space, drawn) for drawn in (changed, usual)}
+    stain = rehearsal.ANOTHER_STAIN
+    folders = {
+        "sim_north": rehearsal.new_smears(space, "another_stain", "sim_north", 8, SERVED, CELLS, 14, stain),
+        "sim_south": rehearsal.new_smears(space, "usual", "sim_south", 9, SERVED, CELLS, 14),
+    }
     with rehearsal.service(space) as (url, token):
         for site, folder in folders.items():
             space.call("serving.send", str(folder), "--site", site, "--url", url, SMEARLINE_TOKEN=token)

@@ -3,7 +3,6 @@ production."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.states import Completed, Failed, State
 
-from flows import artifacts, audit, registry
-from flows.frame import in_workspace, nothing_new
+from flows import audit, registry
+from flows.frame import in_workspace, link, nothing_new, table
 from flows.workspace import STATE, Workspace
 from monitoring import watch
 from serving.cases import CaseStore
@@ -38,7 +38,7 @@ def monitor(workspace: str = ".", site: str | None = None) -> State[Any]:
     failed: list[str] = []
     for name in sites:
         try:
-            told += judge(workspace, name, str(reference))
+            told += judge(space, store, name, reference)
         except SmearlineError as error:
             failed.append(f"{name}: {error}")
     if told:
@@ -54,9 +54,8 @@ def monitor(workspace: str = ".", site: str | None = None) -> State[Any]:
 
 
 @task(task_run_name="judge {site}", cache_policy=NO_CACHE)
-def judge(folder: str, site: str, reference: str) -> list[dict[str, str]]:
+def judge(space: Workspace, store: CaseStore, site: str, reference: Path) -> list[dict[str, str]]:
     """The verdict of a site's last days: its pages, an artifact, a line in the audit log. Empty: nothing is new."""
-    store = CaseStore(home=Workspace(Path(folder)).service)
     today = datetime.now(UTC).date().isoformat()  # a scanner whose clock runs ahead must not hide the days that come
     files = sorted(p for p in (store.home / "log" / site).glob("*.parquet") if p.stem <= today)
     first = (date.fromisoformat(files[-1].stem) - timedelta(days=DAYS - 1)).isoformat() if files else ""
@@ -67,26 +66,24 @@ def judge(folder: str, site: str, reference: str) -> list[dict[str, str]]:
     reviews = {"cases_reviewed": len(signed), "cells_reviewed": len(cells)}
     reviews |= {"cells_overridden": sum(cell.overridden for cell in cells)}
     state = STATE / f"watched-{site}"
-    now = json.dumps([reference, reviews, [(p.name, p.stat().st_mtime_ns) for p in files]])
+    now = json.dumps([str(reference), reviews, [(p.name, p.stat().st_mtime_ns) for p in files]])
     if state.exists() and state.read_text() == now:
         return []
     witnesses = {"reviewers": reviews, "analyser": store.counts(cases)}
     last = files[-1].stem if files else None
-    found = watch.judge(
-        store.home / "log", site, Path(reference), Path("watch"), day=last, days=DAYS, witnesses=witnesses
-    )
+    log, out = store.home / "log", Path("watch")
+    found = watch.judge(log, site, reference, out, day=last, days=DAYS, witnesses=witnesses)
     print(found.sentence)
-    page, key = Path("watch") / site / found.day / "index.html", f"verdict-{site.replace('_', '-')}"
-    rows: list[dict[str, Any]] = [
-        {"witness": n, "status": w.status, "says": w.says} for n, w in found.witnesses.items()
-    ]
+    page, key = out / site / found.day / "index.html", f"verdict-{site.replace('_', '-')}"
+    rows: list[Any] = [{"witness": n, "status": w.status, "says": w.says} for n, w in found.witnesses.items()]
     rows += [{"family": n, "status": f.status, "size": f.size, "limit": f.limit} for n, f in found.families.items()]
-    artifacts.text(key, f"**{found.verdict}** · {site} · {found.day}\n\n{found.sentence}", f"Verdict of {site}")
-    artifacts.table(f"{key}-findings", rows, f"What moved at {site}, and what the witnesses say")
-    artifacts.link(f"{key}-page", page, f"Report of {site}, {found.day}")
+    text = f"**{found.verdict}** · {site} · {found.day}\n\n{found.sentence}"
+    create_markdown_artifact(text, key, f"Verdict of {site}")
+    table(f"{key}-findings", rows, f"What moved at {site}, and what the witnesses say")
+    link(f"{key}-page", page, f"Report of {site}, {found.day}")
     told = {"site": site, "day": found.day, "first": found.window["first"], "version": found.version}
     told |= {"verdict": found.verdict, "sentence": found.sentence, "page": str(page)}
-    digest = hashlib.sha256(page.with_name("verdict.json").read_bytes()).hexdigest()
-    audit.append(Path(folder), "flow monitor", "verdict", **told, verdict_sha256=digest)
+    digest = audit.digest(page.with_name("verdict.json").read_bytes())
+    audit.append(space.folder, "flow monitor", "verdict", **told, verdict_sha256=digest)
     state.write_text(now)
     return [told]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, State
 
-from flows import artifacts, audit, registry
+from flows import audit, registry
 from flows.frame import in_workspace
 from flows.registry import Version
 from flows.workspace import STATE, FlowError, Workspace
@@ -40,7 +41,8 @@ def rollback(workspace: str = ".", reason: str = "") -> State[Any]:
             f"{before.name} has no bento in {_bento(space, before).parents[1]}; build it: python -m serving.bento"
         )
     switch(space, before, who, "rollback", back_from=now.name, reason=reason)
-    artifacts.text("rollback", f"**{now.name}** went back to **{before.name}**, by {who}: {reason}", "Rollback")
+    text = f"**{now.name}** went back to **{before.name}**, by {who}: {reason}"
+    create_markdown_artifact(text, "rollback", "Rollback")
     return Completed(message=f"{before.name} (package {before.package}) is in production again, in place of {now.name}")
 
 

@@ -5,18 +5,18 @@ gate/VERSION.json is the gate's result. An approval names its SHA-256, so it hol
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+from dvc.repo import Repo
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 
-from flows import artifacts, audit, gate, production, registry, smears
-from flows.frame import in_workspace, nothing_new
+from flows import audit, gate, production, registry, smears
+from flows.frame import in_workspace, nothing_new, table
 from flows.registry import Version
 from flows.retrain import refuse_unversioned
 from flows.workspace import FlowError, Workspace
@@ -40,7 +40,7 @@ def promote(workspace: str = ".", version: str | None = None) -> State[Any]:
 
     path, digest, result, new = compare(space, challenger, champion)
     against = champion.name if champion else "no champion"
-    artifacts.table("gate", result["checks"], f"{challenger.name} against {against}: {result['says']}")
+    table("gate", result["checks"], f"{challenger.name} against {against}: {result['says']}")
     if not result["passed"]:
         if not new:
             return nothing_new(f"{challenger.name} was refused before: {result['says']}")
@@ -66,7 +66,8 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
         raise FlowError(
             f"{smears.FROZEN} is not what git holds of it, and what is frozen stays: git checkout {smears.FROZEN}"
         )
-    refuse_unversioned(str(space.folder))
+    with Repo(str(space.folder)) as repo:
+        refuse_unversioned(repo)
     data, cells = params.data.folder, smears.frozen(params.data.folder)
     old, old_groups = smears.named(space, champion, data, cells) if champion else (None, None)
     new, new_groups = smears.named(space, challenger, data, cells)
@@ -98,7 +99,7 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
     )
     path = space.folder / "gate" / f"{challenger.name}.json"
     plain_json.write(path, result)
-    digest = _sha256(path)
+    digest = audit.digest(path.read_bytes())
     told = audit.entries(space.folder, "gate", version=challenger.name)
     fresh = not told or told[-1]["gate_sha256"] != digest
     if fresh:
@@ -124,7 +125,7 @@ def approve(workspace: Path, version: str, reason: str) -> None:
         raise FlowError("an approval needs a reason: --reason 'what you looked at, and why it may serve'")
     if not told or not path.exists():
         raise FlowError(f"no gate has compared {found.name} yet; run: python -m flows promote")
-    gate_sha256 = _sha256(path)
+    gate_sha256 = audit.digest(path.read_bytes())
     if told[-1]["gate_sha256"] != gate_sha256:
         raise FlowError(f"{path} is not what the gate wrote; run: python -m flows promote")
     stack = registry.productions(space)
@@ -151,7 +152,3 @@ def approved(space: Workspace, version: Version, digest: str) -> audit.Entry | N
         elif entry["what"] == "rollback" and entry["back_from"] == version.name:
             found = None
     return found
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -51,10 +51,8 @@ def audit_problems(space: Workspace) -> list[str]:
     """What is wrong with the audit log, beside what git and the tags remember of it."""
     found = audit.problems(space.folder, [tag.said["audit"] for tag in tags(space)])
     if space.git("ls-tree", "HEAD", str(audit.LOG)):  # every line is committed with what it tells of
-        committed = space.git("show", f"HEAD:{audit.LOG}")
-        if not (space.folder / audit.LOG).is_file() or not (space.folder / audit.LOG).read_text("utf-8").startswith(
-            committed
-        ):
+        log, committed = space.folder / audit.LOG, space.git("show", f"HEAD:{audit.LOG}")
+        if not log.is_file() or not log.read_text("utf-8").startswith(committed):
             found.append("it is not what git holds of it: lines were changed or cut off")
     return found
 

@@ -7,11 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import pandas as pd
 import yaml
 
 from flows.workspace import Workspace, environment
+from serving.run import answers
 
 ANOTHER_STAIN: dict[str, Any] = {
     "white_point": [240, 220, 225],
@@ -30,36 +28,31 @@ ANOTHER_STAIN: dict[str, Any] = {
 recogniser of the demo named 0.752 of 960 such cells as they were drawn, and 0.925 with the usual stain."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Smears of new patients of a simulated site."""
-
-    name: str
-    site: str
-    seed: int
-    smears: int
-    cells: int
-    days_later: int
-    """Days after the site's first smears."""
-    change: dict[str, Any] = field(default_factory=dict)
-    """Of the site's simulation."""
-
-
-def new_smears(space: Workspace, drawn: Drawn) -> Path:
-    """Draw them. Returns the folder, laid out as the source 'folder'; one that is there stays as it is."""
-    folder = space.folder / "raw" / drawn.name
-    made, sites = folder / "out" / drawn.site, folder / "sites"
+def new_smears(
+    space: Workspace,
+    name: str,
+    site: str,
+    seed: int,
+    smears: int,
+    cells: int,
+    days_later: int,
+    change: dict[str, Any] | None = None,
+) -> Path:
+    """Draw smears of new patients of a simulated site, `days_later` days after its first ones, its simulation changed by
+    `change`. Returns the folder, laid out as the source 'folder'; one that is there stays as it is."""
+    folder = space.folder / "raw" / name
+    made, sites = folder / "out" / site, folder / "sites"
     if (folder / "complete").exists():
         return made
     sites.mkdir(parents=True, exist_ok=True)
-    file = yaml.safe_load((space.folder / "sites" / f"{drawn.site}.yaml").read_text(encoding="utf-8"))
-    file["simulation"] |= {"prefix": drawn.name[:2].upper(), **drawn.change}
-    (sites / f"{drawn.site}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
-    numbers = ("--seed", str(drawn.seed), "--patients", str(drawn.smears), "--cells", str(drawn.cells))
-    command = ("simulate", str(folder / "out"), "--sites", drawn.site, *numbers)
+    file = yaml.safe_load((space.folder / "sites" / f"{site}.yaml").read_text(encoding="utf-8"))
+    file["simulation"] |= {"prefix": name[:2].upper(), **(change or {})}
+    (sites / f"{site}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
+    numbers = ("--seed", str(seed), "--patients", str(smears), "--cells", str(cells))
+    command = ("simulate", str(folder / "out"), "--sites", site, *numbers)
     space.call("smearline.cli", *command, SMEARLINE_SITES=str(sites))
     labels = pd.read_csv(made / "labels.csv", dtype=str, keep_default_na=False)
-    moved = pd.to_datetime(labels["acquired_at"]) + pd.Timedelta(days=drawn.days_later)
+    moved = pd.to_datetime(labels["acquired_at"]) + pd.Timedelta(days=days_later)
     labels.assign(acquired_at=[t.isoformat() for t in moved]).to_csv(made / "labels.csv", index=False)
     (folder / "complete").touch()
     return made
@@ -82,7 +75,7 @@ def service(space: Workspace) -> Iterator[tuple[str, str]]:
         process = subprocess.Popen(command, cwd=space.folder, env=environment(), stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 900  # the first start makes the service's environment
-        while not _ready(url):
+        while not answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the service did not start; see {log}")
             time.sleep(0.5)
@@ -90,11 +83,3 @@ def service(space: Workspace) -> Iterator[tuple[str, str]]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-
-
-def _ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from graphlib import TopologicalSorter
@@ -14,8 +13,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 
-from flows import artifacts, audit, registry
-from flows.frame import in_workspace, nothing_new
+from flows import audit, registry
+from flows.frame import in_workspace, link, nothing_new, table
 from flows.workspace import STATE, DvcLocked, FlowError, Workspace
 from smearline import plain_json
 
@@ -36,11 +35,11 @@ def _locked(task: object, run: object, state: State[Any]) -> bool:
     retry_delay_seconds=[5, 20, 60, 180],
     retry_condition_fn=_locked,
 )
-def reproduce(folder: str, stage: str) -> State[Any]:
+def reproduce(space: Workspace, stage: str) -> State[Any]:
     """One stage as DVC does it, its output in the log. The state's name says whether it ran."""
     started = time.monotonic()
     try:
-        said = Workspace(Path(folder)).run("dvc", "repro", "--single-item", stage)
+        said = space.run("dvc", "repro", "--single-item", stage)
     except DvcLocked:
         raise
     except FlowError as error:
@@ -52,12 +51,12 @@ def reproduce(folder: str, stage: str) -> State[Any]:
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
-def push(folder: str) -> None:
+def push(space: Workspace) -> None:
     """Everything that the workspace's pointers name goes to its DVC remote."""
-    with Repo(folder) as repo:
+    with Repo(str(space.folder)) as repo:
         has_remote = bool(repo.config["core"].get("remote"))
     if has_remote:
-        Workspace(Path(folder)).run("dvc", "push", "-q")
+        space.run("dvc", "push", "-q")
     else:
         print("not pushed: the workspace has no DVC remote (dvc remote add --local -d NAME URL)")
 
@@ -68,36 +67,35 @@ def retrain(workspace: str = ".") -> State[Any]:
     """Redo what changed, push it, and register the package as a candidate."""
     space = Workspace(Path(workspace))
     with Repo(workspace) as repo:
+        refuse_unversioned(repo)
         graph, changed = repo.index.graph, repo.status()
         stages = {s.addressing: s for s in sorted(graph, key=lambda s: s.addressing) if s.cmd}
         needs = {name: [d.addressing for d in graph.successors(s) if d.cmd] for name, s in stages.items()}
         outs = [out for s in stages.values() for out in s.outs]
-        sources = _sources(graph, changed)
     kept_in_git = [Path(out.fspath) for out in outs if not out.use_cache]
-    ignores = {Path(out.fspath).parent / ".gitignore" for out in outs}
-    _refuse_unversioned(sources)
     made = [space.folder / "dvc.lock", space.folder / audit.LOG, *kept_in_git]
     _refuse_uncommitted(space, made)
+    made += sorted({Path(out.fspath).parent / ".gitignore" for out in outs})
     if not changed and (known := registry.of_package(space, _lineage(space)["version"])):
         return nothing_new(f"data, code and parameters are those of {known.name}, package {known.package}")
 
     runs: dict[str, State[Any]] = {}
     for name in TopologicalSorter(needs).static_order():
-        runs[name] = reproduce(workspace, name, wait_for=[runs[n] for n in needs[name]], return_state=True)
+        runs[name] = reproduce(space, name, wait_for=[runs[n] for n in needs[name]], return_state=True)
     rows = [{"stage": name, "state": state.name, "says": state.message} for name, state in runs.items()]
-    artifacts.table("retrain-stages", rows, "The stages of this run")
+    table("retrain-stages", rows, "The stages of this run")
     file = space.folder / RUN_FILE
     seconds = plain_json.read(file)["seconds"] if file.exists() else {}
     seconds |= {name: float(str(state.message).split()[0]) for name, state in runs.items() if state.name == "Ran"}
     plain_json.write(file, {"seconds": seconds})
     if failed := [f"{name}: {state.message}" for name, state in runs.items() if state.is_failed()]:
         raise FlowError("\n".join(failed))  # those that waited for it were never started
-    push(workspace)
+    push(space)
     lineage = _lineage(space)
     if known := registry.of_package(space, lineage["version"]):
-        space.commit(f"A run of the pipeline: the package of {known.name}", *_there(made, ignores))
+        space.commit(f"A run of the pipeline: the package of {known.name}", *made)
         return nothing_new(f"the package is that of {known.name} again ({known.package})")
-    return _candidate(space, lineage, _there(made, ignores))
+    return _candidate(space, lineage, made)
 
 
 def _candidate(space: Workspace, lineage: dict[str, Any], made: list[Path]) -> State[Any]:
@@ -105,23 +103,18 @@ def _candidate(space: Workspace, lineage: dict[str, Any], made: list[Path]) -> S
     name, package = registry.next_name(space), lineage["version"]
     if not audit.entries(space.folder, "candidate", version=name, package=package):  # else: killed before it was tagged
         told = {key: lineage.get(key) for key in ("commit", "data", "metrics", "origin")}
-        parameters = json.dumps(lineage["parameters"], sort_keys=True).encode()
-        told |= {"version": name, "package": package, "parameters_sha256": hashlib.sha256(parameters).hexdigest()}
+        parameters = audit.digest(json.dumps(lineage["parameters"], sort_keys=True))
+        told |= {"version": name, "package": package, "parameters_sha256": parameters}
         audit.append(space.folder, "flow retrain", "candidate", **told)
-    space.commit(f"Candidate {name}, package {package}", space.folder / audit.LOG, *made)
+    space.commit(f"Candidate {name}, package {package}", *made)
     registry.register(space, name, package, audit.head(space.folder))
-    new, old = lineage["metrics"], champion_metrics(space)
-    rows = [{"metric": m, "candidate": new.get(m), "champion": old.get(m)} for m in sorted({*new, *old})]
-    artifacts.table("retrain-metrics", rows, f"{name} beside the version in production, each on its own test cells")
-    artifacts.link("retrain-evaluation", Path("evaluation/evaluation.html"), f"Evaluation of {name}")
-    return Completed(message=f"candidate {name}, package {package}; next: python -m flows promote")
-
-
-def champion_metrics(space: Workspace) -> dict[str, float]:
-    """What the audit log says of the version in production; empty where there is none."""
     stack = registry.productions(space)
-    told = audit.entries(space.folder, "candidate", version=stack[-1].name) if stack else []
-    return dict(told[-1]["metrics"]) if told else {}
+    champion = audit.entries(space.folder, "candidate", version=stack[-1].name) if stack else []
+    new, old = lineage["metrics"], champion[-1]["metrics"] if champion else {}
+    rows = [{"metric": m, "candidate": new.get(m), "champion": old.get(m)} for m in sorted({*new, *old})]
+    table("retrain-metrics", rows, f"{name} beside the version in production, each on its own test cells")
+    link("retrain-evaluation", Path("evaluation/evaluation.html"), f"Evaluation of {name}")
+    return Completed(message=f"candidate {name}, package {package}; next: python -m flows promote")
 
 
 def _lineage(space: Workspace) -> dict[str, Any]:
@@ -132,30 +125,16 @@ def _lineage(space: Workspace) -> dict[str, Any]:
     return found
 
 
-def _sources(graph: Any, changed: Any) -> list[str]:
-    """The data (no stages) whose bytes differ from their pointers."""
-    new = {
-        name
-        for name, told in changed.items()
-        if "modified" in str(told) or "new" in str(told) or "deleted" in str(told)
-    }
-    return [s.addressing for s in graph if not s.cmd and s.addressing in new]
-
-
-def _refuse_unversioned(sources: list[str]) -> None:
-    if sources:
-        names = " ".join(s.removesuffix(".dvc") for s in sources)
+def refuse_unversioned(repo: Repo) -> None:
+    """Raises FlowError where data (no stages) differ from their pointers, and so from the version that git names."""
+    sources = [s.addressing for s in repo.index.graph if not s.cmd]
+    told = repo.status(sources) if sources else {}
+    new = [s for s in sources if any(word in str(told.get(s)) for word in ("modified", "new", "deleted"))]
+    if new:
+        names = " ".join(s.removesuffix(".dvc") for s in new)
         raise FlowError(
             f"data that are no version yet: {names}. Run the flow ingest, or: dvc add {names} && git commit"
         )
-
-
-def refuse_unversioned(folder: str) -> None:
-    """Raises FlowError where data differ from the version that git names."""
-    with Repo(folder) as repo:
-        graph = repo.index.graph
-        sources = [s.addressing for s in graph if not s.cmd]
-        _refuse_unversioned(_sources(graph, repo.status(sources) if sources else {}))
 
 
 def _refuse_uncommitted(space: Workspace, made: list[Path]) -> None:
@@ -167,7 +146,3 @@ def _refuse_uncommitted(space: Workspace, made: list[Path]) -> None:
         raise FlowError(
             f"uncommitted changes in {', '.join(dirty)}: commit them, so that the candidate says what made it"
         )
-
-
-def _there(made: list[Path], ignores: set[Path]) -> list[Path]:
-    return [path for path in [*made, *sorted(ignores)] if path.exists()]

@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import threading
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,33 +17,28 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 
-from flows import artifacts
+from flows.frame import PAGES
 
 SHOWN = ("evaluation", "watch")
 
 
-def deployments(workspace: Path) -> list[RunnerDeployment]:
+def deployments(workspace: Path) -> Iterator[RunnerDeployment]:
     """What prefect.yaml names, each with the workspace as its parameter."""
-    found = []
     for given in yaml.safe_load((workspace / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]:
         path, _, function = given["entrypoint"].partition(":")
         flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), function)
-        limit = ConcurrencyLimitConfig(**given["concurrency_limit"])
         times = [
             Cron(s["cron"], timezone=s.get("timezone"), active=s.get("active", True))
             for s in given.get("schedules", [])
         ]
-        found.append(
-            flow.to_deployment(
-                given["name"],
-                description=given.get("description"),
-                schedules=times,
-                concurrency_limit=limit,
-                triggers=given.get("triggers"),
-                parameters={**given.get("parameters", {}), "workspace": str(workspace)},
-            )
+        yield flow.to_deployment(
+            given["name"],
+            description=given.get("description"),
+            schedules=times,
+            concurrency_limit=ConcurrencyLimitConfig(**given["concurrency_limit"]),
+            triggers=given.get("triggers"),
+            parameters={**given.get("parameters", {}), "workspace": str(workspace)},
         )
-    return found
 
 
 class Pages(SimpleHTTPRequestHandler):
@@ -61,5 +57,5 @@ def serve(workspace: Path, pages_port: int) -> None:
     """Run until stopped."""
     pages = ThreadingHTTPServer(("127.0.0.1", pages_port), functools.partial(Pages, directory=str(workspace)))
     threading.Thread(target=pages.serve_forever, daemon=True).start()
-    os.environ[artifacts.PAGES] = f"http://127.0.0.1:{pages.server_port}"  # the runs are children of this process
+    os.environ[PAGES] = f"http://127.0.0.1:{pages.server_port}"  # the runs are children of this process
     prefect.serve(*deployments(workspace), pause_on_shutdown=False)

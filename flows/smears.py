@@ -2,18 +2,24 @@
 
 gate/smears.parquet is written at the first promotion from labelled test cells, and kept in git: a site, once frozen, stays
 as it is. A site that comes later is frozen when it first has labelled test cells. Where no smear is known, cells are frozen.
+
+`python -m flows.smears PACKAGE DATA CELLS OUT` asks one package, in a process of its own, so that its memory goes when it is
+done.
 """
 
 from __future__ import annotations
 
-import hashlib
+import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
+from flows import audit
 from flows.registry import Version, fetched
 from flows.workspace import STATE, FlowError, Workspace
-from smearline import dataset
+from smearline import cbc, dataset
 
 FROZEN = Path("gate/smears.parquet")
 CELLS_PER_SITE = 4000
@@ -33,14 +39,11 @@ def frozen(data: Path) -> pd.DataFrame:
     fresh = dataset.index(data, columns).merge(splits[splits["split"] == "test"], on="sha256")
     fresh = fresh[fresh["sha256"].isin(labels["sha256"]) & ~fresh["site"].isin(known["site"])]
     if len(fresh):
-        place = fresh["group"].map(lambda name: hashlib.sha256(str(name).encode()).hexdigest())
-        fresh = fresh.assign(place=place).sort_values(["site", "place", "sha256"])
+        fresh = fresh.assign(place=fresh["group"].map(lambda name: audit.digest(str(name))))
+        fresh = fresh.sort_values(["site", "place", "sha256"])
         before = fresh.groupby("site").cumcount().groupby([fresh["site"], fresh["place"]]).transform("min")
         known = pd.concat([known, fresh.loc[before < CELLS_PER_SITE, columns]], ignore_index=True)
-        FROZEN.parent.mkdir(exist_ok=True)
-        unfinished = STATE / "smears.unfinished"
-        known.to_parquet(unfinished, index=False)
-        unfinished.replace(FROZEN)
+        dataset.write_table(pa.Table.from_pandas(known, preserve_index=False), FROZEN)
     cells = known.merge(labels, on="sha256")
     cells["patient"] = cells["patient"].astype("string")  # of nothing but nulls Parquet gives back another type
     if gone := sorted(set(known["site"]) - set(cells["site"])):
@@ -52,8 +55,7 @@ def frozen(data: Path) -> pd.DataFrame:
 
 def digest(cells: pd.DataFrame) -> str:
     """Of the cells and their labels."""
-    rows = sorted(f"{row.sha256}={row.true_type}" for row in cells.itertuples())
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    return audit.digest("\n".join(sorted(f"{row.sha256}={row.true_type}" for row in cells.itertuples())))
 
 
 def diagnoses(data: Path, cells: pd.DataFrame) -> dict[tuple[str, str], str | None]:
@@ -72,11 +74,35 @@ def named(
     where the package has no diagnostic model."""
     out = space.folder / STATE / "gate" / f"{version.package}-{digest(cells)[:12]}"
     if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        space.run("flows.score", str(fetched(space, version, "package")), str(data), str(FROZEN), str(out))
+        space.run("flows.smears", str(fetched(space, version, "package")), str(data), str(FROZEN), str(out))
     types = pd.read_parquet(out / "cells.parquet")
     smears = None
     if (out / "smears.parquet").exists():
         found = pd.read_parquet(out / "smears.parquet")
         smears = {(r.site, r.smear): None if pd.isna(r.group) else r.group for r in found.itertuples()}
     return dict(zip(types["sha256"], types["predicted_type"], strict=True)), smears
+
+
+def ask(package: Path, data: Path, cells: Path, out: Path) -> None:
+    """What the package says of the cells in `cells` (Parquet, sha256): OUT/cells.parquet gets sha256 and predicted_type,
+    OUT/smears.parquet site, smear and group of their smears (none where the package has no diagnosis)."""
+    from smearline import diagnosis
+    from smearline.differential import summarise
+    from smearline.recognition import RecognitionModel, recognise
+
+    model = RecognitionModel(package / "recogniser")
+    predictions, vectors = recognise(model, data, keep=set(pd.read_parquet(cells, columns=["sha256"])["sha256"]))
+    unfinished = out.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    predictions[["sha256", "predicted_type"]].to_parquet(unfinished / "cells.parquet", index=False)
+    if (package / "diagnosis").is_dir() and predictions["smear"].notna().any():
+        summary = summarise(predictions, vectors).assign(embedding_version=model.embedding_version)
+        counts = dataset.read_tables(data, "cbc/*.parquet", cbc.COUNTS)
+        answers = diagnosis.DiagnosisModel(package / "diagnosis").diagnose(summary, counts)
+        answers[["site", "smear", "group"]].astype("string").to_parquet(unfinished / "smears.parquet", index=False)
+    unfinished.replace(out)
+
+
+if __name__ == "__main__":
+    ask(*map(Path, sys.argv[1:]))

@@ -22,10 +22,8 @@ def trace(workspace: Path, answer_id: str) -> dict[str, Any]:
     answer = CaseStore(home=space.service).answer(answer_id)
     package, site, day = answer["version"], answer["site"], answer["day"]
     version = registry.of_package(space, package)
-    told = {
-        what: audit.entries(space.folder, what, package=package)
-        for what in ("candidate", "approve", "promote", "rollback")
-    }
+    acts = ("candidate", "approve", "promote", "rollback")
+    told = {what: audit.entries(space.folder, what, package=package) for what in acts}
     made = told["candidate"][-1] if told["candidate"] else {}
     gates = audit.entries(space.folder, "gate", version=version.name) if version else []
     judged = [e for e in audit.entries(space.folder, "verdict", site=site) if e["first"] <= day <= e["day"]]

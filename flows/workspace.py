@@ -135,16 +135,13 @@ class Workspace:
 def environment() -> dict[str, str]:
     """Of every child: this interpreter is `python`, one thread, nothing calls home. What a workspace has no code for is
     taken from the product."""
-    quiet = {
+    return {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
         "DO_NOT_TRACK": "1",
         "DVC_NO_ANALYTICS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "BENTOML_DO_NOT_TRACK": "True",
-    }
-    return {
-        "OMP_NUM_THREADS": "1",
-        **os.environ,
-        **quiet,
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(PRODUCT)])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),

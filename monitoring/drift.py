@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel
 
 from monitoring.smears import ALWAYS_SHOWN, describe, families
 
@@ -34,10 +35,8 @@ _GROUPS = (("staining", "optics", "mix"), ("confidence", "embedding"))
 Floats = NDArray[np.float32]
 
 
-class Feature(BaseModel):
+class Feature(BaseModel, frozen=True):
     """One feature, window against reference, over the smears that have it, in the reader's unit."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     words: str
@@ -50,16 +49,8 @@ class Feature(BaseModel):
     now: float
     distance: float
     threshold: float
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def shift(self) -> float:
-        return round(self.now - self.reference, 5)
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def moved(self) -> bool:
-        return self.distance > self.threshold
+    shift: float
+    moved: bool
 
     @property
     def ratio(self) -> float:
@@ -86,9 +77,8 @@ def compare(window: pd.DataFrame, reference: pd.DataFrame, because: dict[str, st
     """Judge every family that `because` does not exclude already. Both are rows of `smears.by_smear`."""
     because = dict(because)
     if len(window) < LEAST_SMEARS:
-        because = dict.fromkeys(
-            families(), f"{len(window)} smears with enough cells came in; {LEAST_SMEARS} are needed"
-        )
+        few = f"{len(window)} smears with enough cells came in; {LEAST_SMEARS} are needed"
+        because = dict.fromkeys(families(), few)
     random, distances, samples = np.random.default_rng(_SEED), {}, {}
     unit, too_few = _unit(window, reference)
     lost: dict[str, tuple[str, ...]] = {}
@@ -120,16 +110,10 @@ def compare(window: pd.DataFrame, reference: pd.DataFrame, because: dict[str, st
 
 def _feature(name: str, there: pd.Series, here: pd.Series, distance: float, threshold: float) -> Feature:
     is_, (low, middle, high) = describe(name), np.quantile(there, [0.025, 0.5, 0.975])
-    numbers = {
-        "reference": middle,
-        "low": low,
-        "high": high,
-        "now": here.median(),
-        "distance": distance,
-        "threshold": threshold,
-    }
-    scaled = {key: round(float(value) * is_.factor, 5) for key, value in numbers.items()}
-    return Feature(name=name, words=is_.words, unit=is_.unit, num_smears=len(here), **scaled)
+    numbers = dict(reference=middle, low=low, high=high, now=here.median(), distance=distance, threshold=threshold)
+    told: dict[str, Any] = {key: round(float(value) * is_.factor, 5) for key, value in numbers.items()}
+    told |= {"shift": round(told["now"] - told["reference"], 5), "moved": told["distance"] > told["threshold"]}
+    return Feature(name=name, words=is_.words, unit=is_.unit, num_smears=len(here), **told)
 
 
 def _unit(window: pd.DataFrame, reference: pd.DataFrame) -> tuple[str, str | None]:

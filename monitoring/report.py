@@ -33,26 +33,15 @@ def write(verdict: Verdict, window: pd.DataFrame, reference: pd.DataFrame, histo
     features = [f for found in verdict.families.values() for f in found.features]
     names = [f.name for f in features]
     spread = {name: max(float(reference[name].std(ddof=0)), _LEAST_NORM) for name in names}
-    drifts = [
-        ValueDrift(
-            column=f.name, method="wasserstein", threshold=f.threshold / describe(f.name).factor / spread[f.name]
-        )
-        for f in features
-    ]
+    limits = {f.name: f.threshold / describe(f.name).factor / spread[f.name] for f in features}
+    drifts = [ValueDrift(column=name, method="wasserstein", threshold=limits[name]) for name in names]
     definition = DataDefinition(numerical_columns=names)
-    current, base = (
-        Dataset.from_pandas(t[names].astype(float).reset_index(drop=True), definition) for t in (window, reference)
-    )
-    name = f"{verdict.site} {verdict.day}"
+    tables = (t[names].astype(float).reset_index(drop=True) for t in (window, reference))
+    name, about = f"{verdict.site} {verdict.day}", {"verdict": verdict.verdict, "sentence": verdict.sentence}
     run = Report([RowCount(), *drifts], include_tests=True).run(
-        current,
-        base,
+        *(Dataset.from_pandas(table, definition) for table in tables),
         timestamp=datetime.fromisoformat(verdict.day).replace(tzinfo=UTC),
-        metadata={
-            "verdict": verdict.verdict,
-            "sentence": verdict.sentence,
-            "reference": str(verdict.reference["site"]),
-        },
+        metadata=about | {"reference": str(verdict.reference["site"])},
         tags=[verdict.verdict],
         name=name,
     )

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from monitoring.drift import Comparison, Feature
 from monitoring.smears import NUCLEUS, describe, families
@@ -32,10 +32,8 @@ Word = Literal["accept", "observe", "hold", "stop", "cannot be judged"]
 _LEAD = {"hold": "Hold automatic release", "stop": "Stop and review"}
 
 
-class Finding(BaseModel):
+class Finding(BaseModel, frozen=True):
     """One family."""
-
-    model_config = ConfigDict(frozen=True)
 
     status: Literal["as the reference", "moved", "cannot be judged"]
     because: str | None = None
@@ -123,11 +121,8 @@ def size_of(family: str, features: Mapping[str, Feature]) -> float | None:
 
 def _since(history: pd.DataFrame, feature: Feature) -> str | None:
     """The first day from which every day's median lies nearer to the window's than to the reference's."""
-    first = None
-    days = (
-        history.dropna(subset=["day", feature.name]).groupby("day")[feature.name].median()
-        * describe(feature.name).factor
-    )
+    first, factor = None, describe(feature.name).factor
+    days = history.dropna(subset=["day", feature.name]).groupby("day")[feature.name].median() * factor
     for day, value in reversed(list(days.items())):
         if abs(value - feature.now) > abs(value - feature.reference):
             break

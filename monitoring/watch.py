@@ -82,10 +82,8 @@ def judge(
     )
     window = smears[smears["day"] >= first]
     if base and not own:
-        how = "as was asked" if against else "the nearest of its sites"
-        notes.append(
-            f"{site} has no reference of its own; it was compared with {base}, {how}, and may have differed all along"
-        )
+        how = f"{base}, {'as was asked' if against else 'the nearest of its sites'}"
+        notes.append(f"{site} has no reference of its own; it was compared with {how}, and may have differed all along")
     notes += [_PSEUDO] if window["pseudo"].any() or rows["pseudo"].any() else []
     notes += [_FEW.format(comparison.too_few, comparison.too_few)] if comparison.too_few else []
     here = cells[cells["day"] >= first]
@@ -102,6 +100,8 @@ def judge(
     if left_out > len(window):
         cannot = cannot or notes[-1]
     word, whose = decide(found, heard, cannot), f"{len(window)} smears of {site}"
+    unseen = int((~rows["seen"]).sum())
+    about = {"site": base, "own": own, "num_smears": len(rows), "num_smears_not_trained_on": unseen}
     made = Verdict(
         site=site,
         day=day,
@@ -115,13 +115,7 @@ def judge(
         witnesses=heard,
         false_alarm_rate=FALSE_ALARM_RATE,
         notes=tuple(notes),
-        reference={
-            "site": base,
-            "own": own,
-            "num_smears": len(rows),
-            "num_smears_not_trained_on": int((~rows["seen"]).sum()),
-        }
-        | {key: known.about[key] for key in ("version", "embedding_version")},
+        reference=about | {key: known.about[key] for key in ("version", "embedding_version")},
         origin=known.about["origin"],
         path=out / site / day,
     )

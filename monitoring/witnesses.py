@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from scipy.stats import t as student
 
 from smearline.metrics.intervals import exact_bounds
@@ -25,9 +25,7 @@ _WHITE = [*(t for types in ANALYSER.values() for t in types), "BLAST", "PLASMA"]
 _LEAST = 5
 
 
-class Witness(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class Witness(BaseModel, frozen=True):
     status: Literal["missing", "too little", "agrees", "disagrees"]
     says: str
 
@@ -43,29 +41,24 @@ def reviewers(counts: Mapping[str, int] | None, limit: float | None) -> Witness:
     if limit is None:
         return Witness(status="too little", says=f"{says}; no limit has been measured yet")
     if counts["cases_reviewed"] < _LEAST:
-        return Witness(
-            status="too little", says=f"{says}; of {counts['cases_reviewed']} cases, and {_LEAST} are needed"
-        )
+        says += f"; of {counts['cases_reviewed']} cases, and {_LEAST} are needed"
+        return Witness(status="too little", says=says)
     return _heard(low, high, limit, f"{says}; the limit is {100 * limit:.1f} %")
 
 
 def analyser(counts: pd.DataFrame | None, smears: pd.DataFrame, limit: float) -> Witness:
     """`counts`: rows of cbc.COUNTS. Disagrees when, for one of its five types, the mean difference from our share of white
     cells on the same smears lies beyond `limit` with its 95 % interval (Student's, Bonferroni's over the types)."""
-    theirs = (
-        pd.DataFrame() if counts is None else counts[counts["value"].notna() & counts["parameter"].isin(list(ANALYSER))]
-    )
-    if theirs.empty:
+    if counts is not None:
+        counts = counts[counts["value"].notna() & counts["parameter"].isin(list(ANALYSER))]
+    if counts is None or counts.empty:
         return Witness(status="missing", says="no blood count with a differential was sent for these smears")
-    theirs = theirs.drop_duplicates(["smear", "parameter"], keep="last").pivot(
+    theirs = counts.drop_duplicates(["smear", "parameter"], keep="last").pivot(
         index="smear", columns="parameter", values="value"
     )
-    ours = smears.set_index("smear")
-    white = ours[[f"share_{t}" for t in _WHITE]].sum(axis=1)
-    gaps = {
-        n: ours[[f"share_{t}" for t in ANALYSER[n]]].sum(axis=1) / white.where(white > 0) - theirs[n] / 100
-        for n in theirs
-    }
+    ours = smears.set_index("smear").filter(like="share_").rename(columns=lambda name: name.removeprefix("share_"))
+    white = ours[_WHITE].sum(axis=1)
+    gaps = {n: ours[list(ANALYSER[n])].sum(axis=1) / white.where(white > 0) - theirs[n] / 100 for n in theirs}
     known = {name: gap.dropna() for name, gap in gaps.items() if gap.notna().sum() >= _LEAST}
     if not known:
         return Witness(status="too little", says=f"fewer than {_LEAST} smears have a value of its differential")
@@ -74,10 +67,9 @@ def analyser(counts: pd.DataFrame | None, smears: pd.DataFrame, limit: float) ->
         mean, room = float(gap.mean()), student.ppf(1 - 0.025 / len(known), len(gap) - 1) / math.sqrt(len(gap))
         half = float(room * gap.std())
         found.append((abs(mean) - half, abs(mean) + half, name, mean, half, len(gap)))
-    surest = max(found)
-    told = (
-        surest if surest[0] > limit else max(found, key=lambda row: row[1])
-    )  # else the one that could still differ most
+    told = max(found)
+    if told[0] <= limit:
+        told = max(found, key=lambda row: row[1])  # the one that could still differ most
     low, high, name, mean, half, count = told
     says = f"{name}: ours is {100 * mean:+.1f} points from its own on {count} smears (give or take {100 * half:.1f})"
     return _heard(low, high, limit, f"{says}; the limit is {100 * limit:.0f}")

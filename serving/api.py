@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import pandas as pd
 from fastapi import FastAPI, HTTPException, Request
 from prometheus_client import Counter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
 from starlette.responses import Response
 
 from serving import http
@@ -33,10 +33,8 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 Identifier = Field(default=None, min_length=1, max_length=200)
 
 
-class SmearRequest(BaseModel):
+class SmearRequest(BaseModel, extra="forbid", str_strip_whitespace=True):
     """Whose cells they are. Times carry their offset from UTC."""
-
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     site: str = Field(pattern=r"^[a-z][a-z0-9_]{1,31}$")
     smear: str | None = Identifier
@@ -66,18 +64,14 @@ class DiagnoseRequest(SmearRequest):
     smear: str = Field(min_length=1, max_length=200)
 
 
-class CellReview(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class CellReview(BaseModel, extra="forbid"):
     sha256: str
     type: str | None = None
     characteristics: dict[str, str] = Field(default_factory=dict)
 
 
-class Review(BaseModel):
+class Review(BaseModel, extra="forbid"):
     """What a reviewer sets in place of the model's answer; `sign_off` confirms all the rest of the case."""
-
-    model_config = ConfigDict(extra="forbid")
 
     case_id: str
     answer_id: str | None = None
@@ -177,7 +171,9 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
         answer_id = uuid.uuid4().hex
 
         def finish() -> bytes:
-            body: dict[str, Any] = {
+            smear = reader.smear(reading, counts) if kind == "diagnose" else {}
+            said = smear.get("diagnosis", {})
+            body = {
                 "answer_id": answer_id,
                 **vars(case),
                 "kind": kind,
@@ -188,10 +184,9 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
                 "acquired_at": asked.acquired_at and stamp(asked.acquired_at),
                 "num_images": len(parts.images),
                 "errors": reading.errors,
+                **smear,
+                "cells": reader.cells(reading, site),
             }
-            smear = reader.smear(reading, counts) if kind == "diagnose" else {}
-            said = smear.get("diagnosis", {})
-            body = {**body, **smear, "cells": reader.cells(reading, site)}
             answer = Answer(
                 answer_id=answer_id,
                 kind=kind,
@@ -242,10 +237,8 @@ def _whose(asked: SmearRequest, site: Site, export: bytes | None) -> tuple[Case,
         ImportSourceError: blood counts that cannot be read.
     """
     secret = pseudonyms.key(site)
-    smear, patient = (
-        pseudonyms.pseudonym(secret, site.name, kind, said) if said else None
-        for kind, said in (("smear", asked.smear), ("patient", asked.patient))
-    )
+    smear = asked.smear and pseudonyms.pseudonym(secret, site.name, "smear", asked.smear)
+    patient = asked.patient and pseudonyms.pseudonym(secret, site.name, "patient", asked.patient)
     counts = cbc.counts_from_json(asked.cbc, site, smear, patient) if asked.cbc is not None else None
     if export is not None:
         if counts is not None:

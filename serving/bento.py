@@ -24,32 +24,32 @@ NAME = "smearline"
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def requirements(checkout: Path = CHECKOUT) -> list[str]:
+def requirements() -> list[str]:
     """What the service needs and what that needs in turn, pinned as in constraints.txt: the dependencies of pyproject.toml
     and of its extra [serve], and no torch."""
-    lines = (checkout / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {canonicalize_name(Requirement(line).name): line for line in lines if line[:1] not in ("", "#")}
-    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed: set[str] = set()
-    seen: set[str] = set()
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found: dict[str, str] = {}
     waiting = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
     while waiting:
         one = Requirement(waiting.pop())
-        if str(one) in seen or (one.marker and not one.marker.evaluate({"extra": ""})):
+        if str(one) in found or (one.marker and not one.marker.evaluate({"extra": ""})):
             continue
-        seen.add(str(one))
         name = canonicalize_name(one.name)
-        needed.add(pinned.get(name, one.name))
+        found[str(one)] = pinned.get(name, one.name)
         for text in requires(name) or []:
             further = Requirement(text)
             if further.marker is None or any(further.marker.evaluate({"extra": e}) for e in ("", *one.extras)):
                 further.marker = None
                 waiting.append(str(further))
-    return sorted(needed)
+    return sorted(set(found.values()))
 
 
-def build(package: Path, store: Path) -> str:
-    """Build the bento of `package` into the BentoML home `store`, where it is not there yet. Returns its tag."""
+def build(package: Path, store: Path | None = None) -> str:
+    """Build the bento of `package` into the BentoML home `store` (None: $BENTOML_HOME, or .smearline/bentoml here), where it
+    is not there yet. Returns its tag."""
+    store = store or Path(os.environ.get("BENTOML_HOME") or ".smearline/bentoml")
     version = plain_json.read(package / "lineage.json")["version"]
     tag = f"{NAME}:{version}"
     if (store / "bentos" / NAME / version / "bento.yaml").exists():
@@ -60,10 +60,8 @@ def build(package: Path, store: Path) -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         context = Path(folder)
-        for name, source in {
-            "package": package,
-            **{n: CHECKOUT / n for n in ("serving", "smearline", "sites")},
-        }.items():
+        code = {name: CHECKOUT / name for name in ("serving", "smearline", "sites")}
+        for name, source in {"package": package, **code}.items():
             # The stage `package` belongs to training: it imports torch.
             shutil.copytree(source, context / name, ignore=shutil.ignore_patterns("__pycache__", "package.py"))
         bentoml.build(
@@ -82,7 +80,7 @@ def build(package: Path, store: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--package", type=Path, default=Path("package"))
-    parser.add_argument("--store", type=Path, default=Path(os.environ.get("BENTOML_HOME") or ".smearline/bentoml"))
+    parser.add_argument("--store", type=Path)
     given = parser.parse_args()
     print(build(given.package, given.store))
 

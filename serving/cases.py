@@ -96,8 +96,8 @@ class SignedCase:
     """The reviewer's, else the answer's own, which the sign-off confirmed; None where the model abstained."""
     diagnosis_overridden: bool
     cells: tuple[SignedCell, ...]
-    counts: pd.DataFrame
-    """Rows of smearline.cbc.COUNTS."""
+    counts: pa.Table
+    """Of smearline.cbc.COUNTS."""
     shards: tuple[Path, ...]
     """Those that are still there."""
 
@@ -155,12 +155,8 @@ class CaseStore:
         self._keep_images(case, answer, images)
         received, acquired = stamp(answer.received_at), answer.acquired_at and stamp(answer.acquired_at)
         times = {"received_at": received, "acquired_at": acquired, "day": (acquired or received)[:10]}
-        tables = {
-            "cells": _parquet(cells),
-            "counts": None
-            if counts is None
-            else _parquet(pa.Table.from_pandas(counts, cbc.COUNTS, preserve_index=False)),
-        }
+        blood = None if counts is None else _parquet(pa.Table.from_pandas(counts, cbc.COUNTS, preserve_index=False))
+        tables = {"cells": _parquet(cells), "counts": blood}
         row = {**asdict(answer), **times, **tables, "case_id": case.case_id, "site": case.site}
 
         def write(connection: sa.Connection) -> None:
@@ -320,7 +316,7 @@ class CaseStore:
             diagnosis=final,
             diagnosis_overridden=final != own,
             cells=tuple(cells),
-            counts=(counts[-1] if counts else cbc.COUNTS.empty_table()).to_pandas(),
+            counts=counts[-1] if counts else cbc.COUNTS.empty_table(),
             shards=tuple(path for answer in answers for path in self._shards(answer)),
         )
 
@@ -358,6 +354,10 @@ class CaseStore:
                 done["deleted"] += 1
                 done["unreferenced"] += stray
                 done["bytes"] += path.stat().st_size
+                path.unlink()
+        for path in (self.home / "incoming").rglob(".*.unfinished"):  # a service was killed while it wrote them
+            if now.timestamp() - path.stat().st_mtime > 86_400:
+                done["unreferenced"] += 1
                 path.unlink()
         return done
 

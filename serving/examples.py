@@ -22,7 +22,7 @@ def write(workspace: Path, folder: Path) -> tuple[str, str]:
     data, splits = workspace / "data", workspace / "splits.parquet"
     index = dataset.labelled_index(data).dropna(subset=["smear"])
     if splits.exists():
-        tested = pq.read_table(splits, columns=["sha256", "split"]).to_pandas()
+        tested = pd.read_parquet(splits, columns=["sha256", "split"])
         index = index.assign(tested=index["sha256"].isin(tested.loc[tested["split"] == "test", "sha256"]))
         index = index.sort_values("tested", ascending=False, kind="stable")
     if not len(index):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +31,22 @@ from smearline.recognition import RecognitionModel
 PACKAGE = Path("package")
 TOLERANCE = 1e-3
 """Largest difference of a probability between ONNX Runtime and torch that is accepted."""
+_COMPARED = 64
+"""Cells on which both are run."""
 
 
-def onnx_difference(model: RecognitionModel, weights: Path, directory: Path, count: int = 64) -> float:
+def onnx_difference(model: RecognitionModel, weights: Path, directory: Path) -> float:
     """The largest absolute difference of any probability between the ONNX model and the torch network on real cells."""
-    card = model.card
-    network = Recogniser(
-        card.parameters["model"]["backbone"],
-        card.types,
-        card.characteristics,
-        card.parameters["model"]["embedding_dim"],
-    )
+    card, params = model.card, model.card.parameters["model"]
+    network = Recogniser(params["backbone"], card.types, card.characteristics, params["embedding_dim"])
     network.load_state_dict(load_file(weights))
-    crops = []
-    for block in dataset.iter_rows(directory, ["image", "width"]):
-        crops += [
-            model.prepare(data, card.field_um / width)
-            for data, width in zip(block["image"], block["width"], strict=True)
-        ]
-        if len(crops) >= count:
-            break
-    batch = np.stack(crops[:count])
+    blocks = dataset.iter_rows(directory, ["image", "width"])
+    rows = chain.from_iterable(zip(block["image"], block["width"], strict=True) for block in blocks)
+    batch = np.stack([model.prepare(data, card.field_um / width) for data, width in islice(rows, _COMPARED)])
     with torch.inference_mode():
         expected = Served(network, card.temperature).eval()(torch.from_numpy(batch))
     found = model.run(batch, "type_probabilities", "characteristic_probabilities")
     return max(float(np.abs(f - e.numpy()).max()) if f.size else 0.0 for f, e in zip(found, expected[:2], strict=True))
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def version(package: Path, lineage: dict[str, Any]) -> str:
@@ -76,9 +63,8 @@ def main() -> None:
     model = RecognitionModel(recogniser)
     difference = onnx_difference(model, weights, data)
     if difference > TOLERANCE:
-        raise ModelError(
-            f"ONNX differs from torch by {difference:.2e} (at most {TOLERANCE}); the model is not packaged"
-        )
+        said = f"ONNX differs from torch by {difference:.2e} (at most {TOLERANCE})"
+        raise ModelError(f"{said}; the model is not packaged")
     card = None if absent.exists() else DiagnosisModel(diagnosis).card
     if card:
         check_pair(model, card)
@@ -89,9 +75,10 @@ def main() -> None:
     headlines = [Path("evaluation") / name for name in ("headline.json", "diagnosis_headline.json")]
     metrics = [plain_json.read(path) for path in headlines]
     judged = plain_json.read(Path("evaluation/diagnosis.json"))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
     lineage = {
         "smearline": __version__,
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit.strip(),
         "data": {
             "digest": model.card.data_digest,
             "dvc": {p.stem: yaml.safe_load(p.read_text())["outs"][0]["md5"] for p in sorted(data.glob("*.dvc"))},
@@ -119,7 +106,7 @@ def main() -> None:
     }
     lineage = {"version": version(PACKAGE, lineage), **lineage}
     plain_json.write(PACKAGE / "lineage.json", lineage)
-    tag = bento.build(PACKAGE, Path(os.environ.get("BENTOML_HOME") or ".smearline/bentoml"))
+    tag = bento.build(PACKAGE)
     print(f"packaged {', '.join(('recogniser', 'diagnosis') if card else ('recogniser',))} as {tag}: ", end="")
     print(f"ONNX equals torch to {difference:.1e}")
 

@@ -85,10 +85,9 @@ class Reader:
 
     async def read(self, data: Sequence[bytes], site: Site, case: Case, acquired_at: datetime | None) -> Reading:
         """Recognise images; one that cannot be used is among the errors and leaves the others alone."""
-        first: dict[str, int] = {}
         shas = [hashlib.sha256(d).hexdigest() for d in data]
-        for number, sha256 in enumerate(shas):
-            first.setdefault(sha256, number)
+        scale = site.microns_per_px or site.assumed_microns_per_px
+        assert scale is not None, "Site holds one of the two"
         common = {
             **{name: getattr(site, name) for name in ("scanner", "stain", "origin", "microns_per_px")},
             **{name: getattr(case, name) for name in ("site", "smear", "patient")},
@@ -98,10 +97,10 @@ class Reader:
 
         def look(number: int) -> _Picture | dict[str, Any]:
             try:
-                if first[shas[number]] != number:
-                    raise ImageError("duplicate", f"the same bytes as image {first[shas[number]]}")
+                if (first := shas.index(shas[number])) != number:
+                    raise ImageError("duplicate", f"the same bytes as image {first}")
                 pixels = _decode(data[number])
-                crop = prepare(data[number], _scale(site), self.card.field_um, self.card.size_px, pixels)
+                crop = prepare(data[number], scale, self.card.field_um, self.card.size_px, pixels)
             except ImageError as error:
                 return {"image": number, "reason": error.reason, "detail": error.detail}
             row = {**common, "sha256": shas[number], "image": images.without_metadata(data[number], pixels)}
@@ -193,12 +192,6 @@ class Reader:
         if self.diagnosis:
             return {"status": "abstained", "group": None, "abstained_because": ["no image could be recognised"]}
         return {"status": "no diagnosis model", "group": None, "because": self.lineage["diagnosis_absent_because"]}
-
-
-def _scale(site: Site) -> float:
-    scale = site.microns_per_px or site.assumed_microns_per_px
-    assert scale is not None, "Site holds one of the two"
-    return scale
 
 
 def _decode(data: bytes) -> images.UInt8Array:

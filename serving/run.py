@@ -43,21 +43,18 @@ def environment(folder: Path, requirements: Path) -> Path:
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != text:
         print(f"installing what the bento needs into {folder} (a minute or two, once)", flush=True)
         venv.create(folder, with_pip=True)
-        pip = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "-qq",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "-r",
-            str(requirements),
-        ]
-        if subprocess.run(pip).returncode:
+        pip = ["pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "-r", str(requirements)]
+        if subprocess.run([str(python), "-m", *pip]).returncode:
             raise SystemExit("pip failed; its message stands above")
         stamp.write_text(text, encoding="utf-8")
     return python
+
+
+def answers(url: str) -> bool:
+    """Whether a service is ready there."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=2):
+        return True
+    return False
 
 
 class Service:
@@ -71,17 +68,8 @@ class Service:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise SystemExit(f"port {port} cannot be had ({error.strerror}); take another: PORT=...") from error
-        command = [
-            sys.executable,
-            "-m",
-            "bentoml",
-            "serve",
-            f"smearline:{version}",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+        serve = ["bentoml", "serve", f"smearline:{version}", "--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-m", *serve]
         self._start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
             # Not from the workspace: its code would stand before the bento's.
@@ -91,7 +79,7 @@ class Service:
         """Wait until it answers; False where it cannot start."""
         until = time.monotonic() + READY_SECONDS
         while time.monotonic() < until and self.process.poll() is None and "startup failed" not in self.said():
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self._url}/readyz", timeout=2):
+            if answers(self._url):
                 return True
             time.sleep(0.1)
         return False

@@ -44,9 +44,8 @@ class Smearline:
     recogniser = bentoml.depends(Recogniser)
 
     def __init__(self) -> None:
-        from serving.reading import (
-            Reader,
-        )  # scikit-learn takes seconds to load, and the other processes need none of it
+        # scikit-learn takes seconds to load, and the other processes need none of it.
+        from serving.reading import Reader
 
         app.state.desk = Desk(Reader(PACKAGE, self._recognise), CaseStore())
 

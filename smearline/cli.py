@@ -227,6 +227,20 @@ def diagnose(
 
 
 @app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Who holds it: it stands in answers, reviews and approvals.")],
+    roles: Annotated[str, typer.Option(help="Comma-separated, of recognise, diagnose, review, approve.")],
+    sites: Annotated[str | None, typer.Option(help="Comma-separated; default: every site.")] = None,
+    file: Annotated[Path, typer.Option(help="The service's file of tokens.")] = Path(".smearline/service/tokens.yaml"),
+) -> None:
+    """Make a bearer token and show it, once: the file keeps its hash alone. A line taken out of the file voids a token."""
+    from smearline import tokens
+
+    named = None if sites is None else [site.strip() for site in sites.split(",")]
+    print(tokens.create(file, name, [role.strip() for role in roles.split(",")], named))
+
+
+@app.command()
 def trace(
     answer_id: Annotated[str, typer.Argument(help="As the service gave it.")],
     workspace: Annotated[Path, typer.Option(help="The workspace whose service answered.")] = Path(),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from conftest import picture, put
 
+from smearline import tokens
+
 
 def smearline(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -40,6 +42,16 @@ def test_a_users_mistake_is_one_message_without_a_trace(tmp_path: Path, sites_fo
         assert done.returncode == 2, arguments
         assert "Traceback" not in done.stderr
         assert says in done.stderr, done.stderr
+
+
+def test_a_token_is_made_and_shown_once(tmp_path: Path):
+    file = tmp_path / "service" / "tokens.yaml"
+    done = smearline("token", "haematologist", "--roles", "review, approve", "--sites", "lab", "--file", str(file))
+    assert done.returncode == 0, done.stderr
+    holder = tokens.holder(file, done.stdout.strip())
+    assert (holder.name, holder.roles, holder.sites) == ("haematologist", {"review", "approve"}, {"lab"})
+    assert done.stdout.strip() not in file.read_text()
+    assert "unknown role 'aprove'" in smearline("token", "x", "--roles", "aprove", "--file", str(file)).stderr
 
 
 def test_a_map_that_is_none_is_refused(tmp_path: Path, sites_folder: Path):

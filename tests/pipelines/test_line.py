@@ -123,6 +123,18 @@ def test_the_pipeline_makes_what_it_declares(workspace: Path):
 
 
 @pytest.mark.mission("a second clone reproduces the result")
+def test_the_package_is_asked_about_frozen_cells_by_the_flows_own_command(workspace: Path, tmp_path: Path):
+    test = pd.read_parquet(workspace / "splits.parquet").query("split == 'test'")
+    test[["sha256"]].iloc[:20].to_parquet(tmp_path / "frozen.parquet")
+    out = tmp_path / "out"
+    shell(workspace, "python", "-m", "flows.smears", "package", "data", str(tmp_path / "frozen.parquet"), str(out))
+    named = pd.read_parquet(out / "cells.parquet").set_index("sha256")["predicted_type"]
+    judged = pd.read_parquet(workspace / "evaluation/predictions.parquet").set_index("sha256")["predicted_type"]
+    assert len(named) == 20 and (named == judged[named.index]).all()
+    smears = pd.read_parquet(out / "smears.parquet")
+    assert list(smears) == ["site", "smear", "group"] and 0 < len(smears) <= 20
+
+
 def test_a_second_clone_has_nothing_to_do(second: Path):
     assert "Running stage" not in dvc(second, "repro")
     assert dvc(second, "metrics", "diff").strip() == ""

@@ -94,8 +94,11 @@ def test_a_shard_that_no_answer_names_goes_after_a_day(store: CaseStore):
     stray.write_bytes(shard.read_bytes())
     now = datetime.now(UTC)
     assert store.purge(now)["deleted"] == 0  # it may be of a request that is being answered
-    os.utime(stray, (time.time() - 90_000,) * 2)
-    assert store.purge(now)["unreferenced"] == 1 and shard.exists() and not stray.exists()
+    half = shard.with_name(".lab-0.parquet.1.unfinished")  # of a service that was killed
+    half.write_bytes(b"half")
+    for path in (stray, half):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    assert store.purge(now)["unreferenced"] == 2 and shard.exists() and not stray.exists() and not half.exists()
 
 
 def test_a_case_signed_again_is_taken_in_again(store: CaseStore):
