@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pandas as pd
 
 from pipelines.cells import MODEL, SPLITS, in_force
@@ -16,7 +13,7 @@ from smearline.recognition import RecognitionModel, recognise
 
 def main() -> None:
     params, model = in_force(), RecognitionModel(MODEL)
-    folder: Path = params.data.folder
+    folder = params.data.folder
     index = dataset.index(folder, ["sha256", "smear", "acquired_at", "origin"])
     if index["smear"].isna().all():
         pd.DataFrame({"site": [], "smear": []}).to_parquet(DIFFERENTIALS, index=False)
@@ -28,10 +25,8 @@ def main() -> None:
         print(f"{len(summary)} smears")
     splits = pd.read_parquet(SPLITS, columns=["sha256", "split"])
     known = index[["sha256", "acquired_at", "origin"]].merge(splits, on="sha256")
-    predictions["embedding"] = [np.asarray(v, np.float16) for v in predictions["embedding"]]
-    predictions.merge(known, on="sha256", validate="one_to_one").assign(
-        embedding_version=model.embedding_version
-    ).to_parquet(PREDICTIONS, index=False)
+    predictions = predictions.merge(known, on="sha256", validate="one_to_one")
+    predictions.assign(embedding_version=model.embedding_version).to_parquet(PREDICTIONS, index=False)
 
 
 if __name__ == "__main__":

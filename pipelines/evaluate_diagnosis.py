@@ -39,10 +39,7 @@ def main() -> None:
     EVALUATION.mkdir(exist_ok=True)
     figures: dict[str, Any]
     if (DIAGNOSIS / diagnosis.ABSENT_FILE).is_file():
-        figures = {
-            "evidence": None,
-            "absent_because": plain_json.read(DIAGNOSIS / diagnosis.ABSENT_FILE)["because"],
-        }
+        figures = {"evidence": None, "absent_because": plain_json.read(DIAGNOSIS / diagnosis.ABSENT_FILE)["because"]}
         table.write_text("site,smear\n", encoding="utf-8")
     else:
         model, summary = DiagnosisModel(DIAGNOSIS), found.summary

@@ -41,12 +41,11 @@ def diagnosed(params: settings.Settings) -> Patients:
     disputed = known.groupby(["site", "patient"])["diagnosis"].transform("nunique") > 1
     known = known[~disputed].drop_duplicates(["site", "patient"])
     left_out: dict[str, int] = {}
-    if len(summary):
-        summary = summary.merge(
-            known[["site", "patient", "diagnosis"]].rename(columns={"diagnosis": "group"}),
-            on=["site", "patient"],
-            how="left",
-        )
+    if summary.empty:
+        summary = summary.assign(patient=None, group=None, split=None)
+    else:
+        groups = known[["site", "patient", "diagnosis"]].rename(columns={"diagnosis": "group"})
+        summary = summary.merge(groups, on=["site", "patient"], how="left")
         cells = dataset.index(folder, ["sha256", "site", "smear"]).merge(
             pd.read_parquet(SPLITS, columns=["sha256", "split"]), on="sha256"
         )
@@ -59,25 +58,17 @@ def diagnosed(params: settings.Settings) -> Patients:
         ):
             left_out[why] = int((~keep[summary.index]).sum())
             summary = summary[keep[summary.index]]
-    not_available = {}
-    learnable = summary[summary["split"] != "test"] if len(summary) else summary
-    for code in vocabulary.load().diagnoses:
-        mine = learnable[learnable["group"] == code] if len(learnable) else learnable
-        count = int(diagnosis.patient_keys(mine).nunique()) if len(mine) else 0
-        if count < params.diagnosis.min_patients:
-            kind = "real patients" if real else "patients"
-            not_available[code] = (
-                f"not trained on {kind}: the training data has {count} with enough cells, and "
-                f"{params.diagnosis.min_patients} are needed"
-            )
+    learnable = summary[summary["split"] != "test"]
+    num_patients = diagnosis.patient_keys(learnable).groupby(learnable["group"]).nunique()
+    not_available = {
+        code: f"not trained on {'real ' if real else ''}patients: the training data has {num_patients.get(code, 0)} with enough "
+        f"cells, and {params.diagnosis.min_patients} are needed"
+        for code in vocabulary.load().diagnoses
+        if num_patients.get(code, 0) < params.diagnosis.min_patients
+    }
     if len(summary):
         few = summary["group"].isin(list(not_available))
         left_out["group with too few patients"] = int(few.sum())
         summary = summary[~few].reset_index(drop=True)
-    return Patients(
-        summary,
-        dataset.read_tables(folder, "cbc/*.parquet", cbc.COUNTS),
-        not_available,
-        left_out,
-        "real" if real else "simulated",
-    )
+    counts = dataset.read_tables(folder, "cbc/*.parquet", cbc.COUNTS)
+    return Patients(summary, counts, not_available, left_out, "real" if real else "simulated")

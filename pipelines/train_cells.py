@@ -24,12 +24,13 @@ def main() -> None:
         flush=True,
     )
     trained = training.fit(frame, params)
+    temperature = trained.history[-1]["temperature"]
 
     network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
     network.load_state_dict(trained.state)
     MODEL.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, WEIGHTS)
-    recogniser.export_onnx(network, trained.temperature, params.image.size_px, MODEL / ONNX_FILE)
+    recogniser.export_onnx(network, temperature, params.image.size_px, MODEL / ONNX_FILE)
     card = ModelCard(
         contract=CONTRACT,
         vocabulary=vocabulary.load().version,
@@ -38,7 +39,7 @@ def main() -> None:
         field_um=params.image.field_um,
         size_px=params.image.size_px,
         embedding=f"{recogniser.PROJECTION_VERSION}-{params.model.embedding_dim}",
-        temperature=trained.temperature,
+        temperature=temperature,
         origin="simulated" if (usable["origin"] == "simulated").any() else "real",
         sites=tuple(sorted(usable["site"].unique())),
         num_cells=len(usable),

@@ -14,15 +14,14 @@ def main() -> None:
     for why, count in found.left_out.items():
         if count:
             print(f"left out: {count} smears, {why}")
-    part = found.summary[found.summary["split"] != "test"] if len(found.summary) else found.summary
+    part = found.summary[found.summary["split"] != "test"].reset_index(drop=True)
     DIAGNOSIS.mkdir(parents=True, exist_ok=True)
-    if not len(part) or part["group"].nunique() < 2:
+    if part["group"].nunique() < 2:
         because = EMPTY if not found.left_out else f"fewer than two groups can be learned: {found.not_available}"
         absent = {"because": because, "not_available": found.not_available}
         plain_json.write(DIAGNOSIS / diagnosis.ABSENT_FILE, absent)
         print(f"no diagnostic model: {because}")
         return
-    part = part.reset_index(drop=True)
     (DIAGNOSIS / diagnosis.ABSENT_FILE).unlink(missing_ok=True)
     model = diagnosis.write(
         DIAGNOSIS,

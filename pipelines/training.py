@@ -33,17 +33,13 @@ RUNS = Path(".smearline/runs")
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a run: averaged weights, the softmax temperature fitted on the validation cells, a row an epoch."""
+    """The end of a run: averaged weights, and a row an epoch (`temperature`: of the softmax, fitted on the validation cells)."""
 
     state: dict[str, Tensor]
-    temperature: float
     history: list[dict[str, float]]
 
 
-def fit(
-    frame: pd.DataFrame,
-    params: settings.Settings,
-) -> Trained:
+def fit(frame: pd.DataFrame, params: settings.Settings) -> Trained:
     """Train a recogniser on the cells whose `split` is 'train', watching those of 'val'.
 
     Args:
@@ -68,7 +64,7 @@ def fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=params.train.workers,
             use_gpu=params.train.gpus_per_worker > 0,
-            resources_per_worker=_worker_resources(params.train),
+            resources_per_worker={"CPU": params.train.threads_per_worker, "GPU": params.train.gpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -85,7 +81,7 @@ def fit(
     shutil.rmtree(storage / name, ignore_errors=True)
     for left in storage.glob(f"{name}.*"):
         left.unlink()
-    return Trained(saved["averaged"], saved["temperature"], saved["history"])
+    return Trained(saved["averaged"], saved["history"])
 
 
 @contextmanager
@@ -138,11 +134,6 @@ def start_ray(train: settings.TrainSettings) -> None:
         log_to_driver=False,
         object_store_memory=256 * 2**20,
     )
-
-
-def _worker_resources(train: settings.TrainSettings) -> dict[str, float]:
-    gpus = {"GPU": train.gpus_per_worker} if train.gpus_per_worker else {}
-    return {"CPU": train.threads_per_worker, **gpus}
 
 
 def digest_of(params: settings.Settings) -> str:

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import ray.train
 import torch
+from numpy.typing import NDArray
 from ray.train.torch import get_device, prepare_model
+from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -52,43 +54,26 @@ class _Run:
         network = Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
         load_initial_weights(network, params.model.weights)
         self.slices = list(network.slices().values())
-        self.network = prepare_model(network.to(memory_format=torch.channels_last))
-        self.averaged = AveragedModel(self._plain(), multi_avg_fn=_average(self.train.ema_decay), use_buffers=True)
+        self.plain = network.to(memory_format=torch.channels_last)
+        self.network = prepare_model(self.plain)  # the same weights, on the device and shared among the workers
+        self.averaged = AveragedModel(self.plain, multi_avg_fn=_average(self.train.ema_decay), use_buffers=True)
 
         image = params.image
-        self.train_frame, self.val_frame = (
-            self._labelled(frame, split, types, characteristics) for split in ("train", "val")
-        )
+        train, self.train_targets = _labelled(frame[frame["split"] == "train"], types, characteristics)
+        val, self.val_targets = _labelled(frame[frame["split"] == "val"], types, characteristics)
         wide = round(image.size_px * image.margin)
         threads = self.train.threads_per_worker
-        self.train_crops = reader.Crops(self.train_frame, image.field_um * wide / image.size_px, wide, threads)
-        self.val_crops = reader.Crops(self.val_frame, image.field_um, image.size_px, threads)
-        self.train_targets = reader.targets(self.train_frame, types, characteristics)
-        self.val_targets = reader.targets(self.val_frame, types, characteristics)
-        self.weights = reader.drawing_weights(self.train_frame, self.train.balance)
-        self.steps = max(1, len(self.train_frame) // self.train.batch_size)
+        self.train_crops = reader.Crops(train, image.field_um * wide / image.size_px, wide, threads)
+        self.val_crops = reader.Crops(val, image.field_um, image.size_px, threads)
+        self.weights = reader.drawing_weights(train, self.train.balance)
+        self.steps = max(1, len(train) // self.train.batch_size)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self._plain(), self.train.weight_decay),
+            param_groups_weight_decay(self.plain, self.train.weight_decay),
             lr=self.train.lr,
             fused=self.device.type == "cuda",
         )
         total = self.train.epochs * self.steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _warmup_cosine(total, self.train.warmup))
-
-    @staticmethod
-    def _labelled(
-        frame: pd.DataFrame, split: str, types: tuple[str, ...], characteristics: dict[str, tuple[str, ...]]
-    ) -> pd.DataFrame:
-        """The cells of a split that teach a type (undisputed) or a characteristic."""
-        part = frame[frame["split"] == split].reset_index(drop=True)
-        allowed, values = reader.targets(part, types, characteristics)
-        useful = allowed.any(axis=1) | (values >= 0).any(axis=1)
-        return part[useful & ~part["conflicted"].astype(bool)].reset_index(drop=True)
-
-    def _plain(self) -> Recogniser:
-        plain = getattr(self.network, "module", self.network)
-        assert isinstance(plain, Recogniser)
-        return plain
 
     def batches(self, epoch: int) -> Iterator[_Batch]:
         """This rank's part of every batch; the next ones are read meanwhile.
@@ -108,7 +93,7 @@ class _Run:
             labelled = [whole_allowed.any(axis=1).sum(), *(whole_values >= 0).sum(axis=0)]
             divisors = torch.tensor(np.maximum(labelled, 1) / self.workers, dtype=torch.float32).to(self.device)
             draws = augmentation.Draws.of(size, self.train.seed, epoch * self.steps + step)
-            dropped = self._plain().dropout(size, draws.generator)[self.rank :: self.workers]
+            dropped = self.plain.dropout(size, draws.generator)[self.rank :: self.workers]
             yield _Batch(
                 torch.from_numpy(crops).to(self.device),
                 allowed,
@@ -148,7 +133,7 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
             self.optimizer.step()
             self.schedule.step()
-            self.averaged.update_parameters(self._plain())
+            self.averaged.update_parameters(self.plain)
             losses.append(loss.detach())
             if time.monotonic() - said > 20:
                 said = time.monotonic()
@@ -160,20 +145,20 @@ class _Run:
     def validate(self) -> dict[str, float]:
         """Loss, accuracy, balanced accuracy and fitted temperature of the averaged network on the validation cells."""
         self.averaged.eval()
-        if not len(self.val_frame):
+        if not (num_cells := len(self.val_targets[0])):
             return {"temperature": 1.0}
-        mine = np.arange(len(self.val_frame))[self.rank :: self.workers]
+        mine = np.arange(num_cells)[self.rank :: self.workers]
         parts = []
         for read in self.val_crops.batches(mine, 64):
             crops = torch.from_numpy(read).to(self.device)
             parts.append(self.averaged(crops.permute(0, 3, 1, 2).float() / 255.0)[0].float().cpu())
-        own = torch.cat(parts) if parts else torch.zeros(0, len(self._plain().types))
+        own = torch.cat(parts) if parts else torch.zeros(0, len(self.plain.types))
         gathered: list[Any] = [None] * self.workers
         if self.workers > 1:
             torch.distributed.all_gather_object(gathered, (mine, own))
         else:
             gathered = [(mine, own)]
-        logits = torch.empty(len(self.val_frame), own.shape[1])
+        logits = torch.empty(num_cells, own.shape[1])
         for positions, values in gathered:
             logits[torch.from_numpy(positions)] = values
         return _validation_figures(logits, torch.from_numpy(self.val_targets[0]))
@@ -182,8 +167,7 @@ class _Run:
         return {
             "epoch": epoch,
             "history": history,
-            "temperature": history[-1]["temperature"],
-            "network": self._plain().state_dict(),
+            "network": self.plain.state_dict(),
             "averaged": self.averaged.module.state_dict(),
             "num_averaged": int(self.averaged.n_averaged),
             "optimizer": self.optimizer.state_dict(),
@@ -191,7 +175,7 @@ class _Run:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self._plain().load_state_dict(saved["network"])
+        self.plain.load_state_dict(saved["network"])
         self.averaged.module.load_state_dict(saved["averaged"])
         self.averaged.n_averaged.fill_(saved["num_averaged"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -224,6 +208,15 @@ def train_loop(config: dict[str, Any]) -> None:
         run.say(f"epoch {epoch + 1}/{run.train.epochs}: {figures}")
 
 
+def _labelled(
+    part: pd.DataFrame, types: tuple[str, ...], characteristics: dict[str, tuple[str, ...]]
+) -> tuple[pd.DataFrame, tuple[NDArray[np.bool_], NDArray[np.int64]]]:
+    """The cells that teach a type (undisputed) or a characteristic, and their targets."""
+    allowed, values = reader.targets(part, types, characteristics)
+    useful = (allowed.any(axis=1) | (values >= 0).any(axis=1)) & ~part["conflicted"].to_numpy(bool)
+    return part[useful].reset_index(drop=True), (allowed[useful], values[useful])
+
+
 def freeze_batch_norm(network: torch.nn.Module) -> None:
     """Normalise by the running statistics, as in service, and leave them as they are; scale and bias still learn.
 
@@ -249,13 +242,6 @@ def _average(decay: float) -> Callable[..., None]:
                 mean.copy_(new)
 
     return update
-
-
-def _parameter_groups(network: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices and kernels alone, not on biases and normalisation."""
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:

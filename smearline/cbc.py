@@ -11,16 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from smearline import pseudonyms, sites
+from smearline import pseudonyms, sites, vocabulary
 from smearline.errors import ImportSourceError
 from smearline.sites import Site
 
@@ -46,6 +44,7 @@ _IDENTIFIES = re.compile(
 )
 """Headings of a column that may say who the patient is: its numbers are not kept either."""
 _LOW_RELIABILITY = ("*", "@")
+_FLAGS = ("Q-Flag", "IP ")
 
 
 def reason_missing(raw: str, mark: str = "") -> str | None:
@@ -71,7 +70,7 @@ def reason_missing(raw: str, mark: str = "") -> str | None:
 def _parameter(column: str) -> tuple[str, str]:
     """(name, unit) of a column: '[NE-SSC(ch)]' is ('[NE-SSC]', 'ch'). Flags, 'Q-Flag(Blasts?)' and 'IP SUS(WBC)Blasts?',
     carry no unit: their brackets are part of the name."""
-    match = None if column.startswith(("Q-Flag", "IP ")) else _NAME.match(column)
+    match = None if column.startswith(_FLAGS) else _NAME.match(column)
     if match is None:
         return column, ""
     return (f"[{match['name']}]" if match["open"] else match["name"]), match["unit"] or ""
@@ -81,7 +80,7 @@ _VALUE = ["parameter", "unit", "value", "raw", "mark", "reason"]
 _SAMPLE, _PATIENT, _SAMPLED = ("sample no.", "smear", "sample"), ("patient id", "patient"), "sampled_at"
 
 
-def read_export(source: Path | bytes, name: str = "the blood counts") -> pd.DataFrame:
+def read_export(source: Path | bytes) -> pd.DataFrame:
     """A Sysmex XN export, or a plain CSV with a column 'smear' (or 'sample'), optionally 'patient' and 'sampled_at', and one
     column a value, its unit in brackets: HGB(g/dL).
 
@@ -95,9 +94,8 @@ def read_export(source: Path | bytes, name: str = "the blood counts") -> pd.Data
         ImportSourceError: the file is neither, a row is longer than the head, a date is neither, or a sample says two
             things of one value.
     """
-    if isinstance(source, Path):
-        name, source = source.name, source.read_bytes()
-    head, lines, comma = _table(source, name)
+    name, data = (source.name, source.read_bytes()) if isinstance(source, Path) else ("the blood counts", source)
+    head, lines, comma = _table(data, name)
     places = {title.casefold(): i for i, title in enumerate(head)}
     sample = next((c for c in _SAMPLE if c in places), None)
     if sample is None:
@@ -108,27 +106,21 @@ def read_export(source: Path | bytes, name: str = "the blood counts") -> pd.Data
     described = {c.casefold() for c in (*sample_columns(), sample, patient, _SAMPLED)}
     marks = {_parameter(title[:-2])[0]: i for i, title in enumerate(head) if title.endswith("/M")}
     values = [
-        (i, *_parameter(title), bool(_IDENTIFIES.search(title)) and not title.startswith(("Q-Flag", "IP ")))
+        (i, *_parameter(title), bool(_IDENTIFIES.search(title)) and not title.startswith(_FLAGS))
         for i, title in enumerate(head)
         if title.casefold() not in described and not title.endswith("/M") and not title.startswith("Judgment")
     ]
     rows: list[dict[str, Any]] = []
     for number, cells in lines:
         of = {title: cells[i] for title, i in places.items()}
-        whose = {
-            "sample": of[sample],
-            "patient": of.get(patient, ""),
-            "sampled_at": _moment(
-                of.get(_SAMPLED) or f"{of.get('date', '')} {of.get('time', '')}", f"{name}, line {number}"
-            ),
-        }
+        taken = of.get(_SAMPLED) or f"{of.get('date', '')} {of.get('time', '')}"
+        when = _moment(taken, f"{name}, line {number}")
+        whose = {"sample": of[sample], "patient": of.get(patient, ""), "sampled_at": when}
         for i, parameter, unit, identifies in values:
             raw = cells[i].replace(",", ".") if comma else cells[i]
             mark = cells[marks[parameter]] if parameter in marks else ""
-            said = _value(parameter, unit, raw, mark)
-            rows.append(
-                whose | (said | {"value": None, "raw": None, "reason": "identifier_not_kept"} if identifies else said)
-            )
+            said = whose | _value(parameter, unit, raw, mark)
+            rows.append(said | {"value": None, "raw": None, "reason": "identifier_not_kept"} if identifies else said)
     found = pd.DataFrame(rows, columns=["sample", "patient", "sampled_at", *_VALUE])
     _refuse_contradictions(found, ["sample", "sampled_at", "parameter"], name)
     return found
@@ -136,16 +128,12 @@ def read_export(source: Path | bytes, name: str = "the blood counts") -> pd.Data
 
 def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
     """(head, (line number, cells) of each row that is not blank, whether numbers have decimal commas) of a separated file."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        codings = ["utf-16"]
-    else:
-        codings = ["utf-8-sig", "cp1252"]
-    for coding in codings:
+    for coding in ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp1252"]:
         try:
             text = data.decode(coding)
             break
         except UnicodeDecodeError:
-            continue
+            pass
     else:
         raise ImportSourceError(f"{name} is no text in UTF-8, UTF-16 or Windows-1252")
     first, _, rest = text.partition("\n")
@@ -246,8 +234,7 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
             counts = pq.read_table(path, schema=COUNTS).to_pandas()
         except pa.ArrowException as error:
             raise ImportSourceError(f"{path.name} is no Parquet of blood counts: {error}") from error
-        keys = counts[["site", "smear"]].drop_duplicates()
-        return counts, sum(key not in wanted for key in keys.itertuples(index=False, name=None))
+        return counts, len(set(zip(counts["site"], counts["smear"], strict=True)) - wanted)
     if path.suffix == ".json":
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
@@ -256,7 +243,7 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         if not isinstance(given, dict) or not all(isinstance(v, dict) for v in given.values()):
             raise ImportSourceError(f"{path.name} is no object of smears, each an object of values")
         rows = [dict(_json_value(n, v), sample=s) for s, values in given.items() for n, v in values.items()]
-        found = pd.DataFrame(rows, columns=["sample", *_VALUE]).assign(patient=None, sampled_at=None)
+        found = pd.DataFrame(rows, columns=["sample", *_VALUE]).assign(sampled_at=None)
     else:
         found = read_export(path)
     places: dict[str, tuple[str, str]] = {}
@@ -271,14 +258,9 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
                             "diagnose the smears of one site at a time"
                         )
                     places[sample] = (site.name, smear)
-    part = found[found["sample"].isin(list(places))]
-    part = part.assign(
-        site=[places[s][0] for s in part["sample"]],
-        smear=[places[s][1] for s in part["sample"]],
-        patient=None,
-        origin=None,
-    )
-    return part[COUNTS.names].reset_index(drop=True), found["sample"].nunique() - len(places)
+    keys = pd.DataFrame([(sample, *key) for sample, key in places.items()], columns=["sample", "site", "smear"])
+    part = found.merge(keys, on="sample").assign(patient=None, origin=None)
+    return part[COUNTS.names], found["sample"].nunique() - len(places)
 
 
 KEY = ["site", "smear", "sampled_at", "parameter"]
@@ -287,13 +269,13 @@ KEY = ["site", "smear", "sampled_at", "parameter"]
 
 def read_counts(source: Path | bytes, site: Site, key: bytes) -> list[dict[str, Any]]:
     """An export as rows of COUNTS, identifiers as pseudonyms. Raises ImportSourceError as `read_export`."""
+
+    def blind(kind: str, values: Iterable[str]) -> list[str | None]:
+        return [pseudonyms.pseudonym(key, site.name, kind, v) if v else None for v in values]
+
     found = read_export(source)
-    table = found.assign(
-        site=site.name,
-        origin=site.origin,
-        patient=_pseudonyms(found["patient"], site, "patient", key),
-        smear=_pseudonyms(found["sample"], site, "smear", key),
-    )[COUNTS.names].astype(object)
+    found = found.assign(patient=blind("patient", found["patient"]), smear=blind("smear", found["sample"]))
+    table = found.assign(site=site.name, origin=site.origin)[COUNTS.names].astype(object)
     return [dict(row) for row in table.where(table.notna(), None).to_dict("records")]
 
 
@@ -308,20 +290,14 @@ class Analyte:
 
 
 @cache
-def _tables() -> Mapping[str, Any]:
-    text = files("smearline.vocabulary").joinpath("laboratory.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
-
-
-@cache
 def analytes() -> Mapping[str, Analyte]:
     """The analyser's name without unit to what is known of the value."""
-    return {name: Analyte(**row) for name, row in _tables()["analytes"].items()}
+    return {name: Analyte(**row) for name, row in vocabulary.read("laboratory")["analytes"].items()}
 
 
 def sample_columns() -> list[str]:
     """The columns of a Sysmex XN export that describe the sample, not the blood."""
-    return list(_tables()["sample_columns"])
+    return list(vocabulary.read("laboratory")["sample_columns"])
 
 
 def laboratory_values(counts: pd.DataFrame) -> pd.DataFrame:
@@ -330,18 +306,11 @@ def laboratory_values(counts: pd.DataFrame) -> pd.DataFrame:
     Values without a number, and those whose unit is not accepted (or not stated, where more than one unit exists), are
     missing; other parameters are left aside. Of several samples of a smear the last one counts.
     """
-    known = analytes()
-    part = counts[counts["parameter"].isin(list(known)) & counts["smear"].notna()].copy()
-    part["factor"] = [_factor(known[p], u) for p, u in zip(part["parameter"], part["unit"], strict=True)]
-    part["value"] = part["value"].astype(float) * part["factor"].astype(float)
-    part["value"] = part["value"].where(
-        [_possible(known[p], v) for p, v in zip(part["parameter"], part["value"], strict=True)]
-    )
-    part = part.sort_values("sampled_at", kind="stable", na_position="first")
-    wide = part.dropna(subset=["value"]).pivot_table(
-        index=["site", "smear"], columns="parameter", values="value", aggfunc="last"
-    )
-    return wide.reindex(columns=list(known)).rename_axis(columns=None)
+    counts = counts.astype({"value": float})
+    part = counts.assign(value=[_read(row)[0] for row in counts.itertuples()]).astype({"value": float})
+    part = part.sort_values("sampled_at", kind="stable", na_position="first").dropna(subset=["smear", "value"])
+    wide = part.pivot_table(index=["site", "smear"], columns="parameter", values="value", aggfunc="last")
+    return wide.reindex(columns=list(analytes())).rename_axis(columns=None)
 
 
 def _factor(analyte: Analyte, unit: str | None) -> float | None:
@@ -353,28 +322,21 @@ def _factor(analyte: Analyte, unit: str | None) -> float | None:
     )
 
 
-def _possible(analyte: Analyte, value: float) -> bool:
-    """No analyte is negative, and no share is above the whole."""
-    return value >= 0 and (analyte.unit != "%" or value <= 100)
-
-
 def unused(counts: pd.DataFrame) -> dict[str, str]:
     """Parameter to why a value given for it is not read: its reason code, 'unit_not_accepted', 'unit_not_stated', 'impossible' or
     'not_read_by_models'."""
-    known = analytes()
-    found = {}
-    for row in counts.itertuples():
-        analyte = known.get(row.parameter)
-        if pd.notna(row.reason):
-            found[row.parameter] = row.reason
-        elif analyte is None:
-            found[row.parameter] = "not_read_by_models"
-        elif (factor := _factor(analyte, row.unit)) is None:
-            found[row.parameter] = "unit_not_accepted" if row.unit else "unit_not_stated"
-        elif not _possible(analyte, row.value * factor):
-            found[row.parameter] = "impossible"
-    return found
+    reasons = ((row.parameter, row.reason if pd.notna(row.reason) else _read(row)[1]) for row in counts.itertuples())
+    return {parameter: reason for parameter, reason in reasons if reason}
 
 
-def _pseudonyms(values: Iterable[str], site: Site, kind: str, key: bytes) -> list[str | None]:
-    return [pseudonyms.pseudonym(key, site.name, kind, v) if v else None for v in values]
+def _read(row: Any) -> tuple[float | None, str | None]:
+    """The value of a row of COUNTS in its analyte's unit, or why there is none."""
+    analyte = analytes().get(row.parameter)
+    if analyte is None:
+        return None, "not_read_by_models"
+    if (factor := _factor(analyte, row.unit)) is None:
+        return None, "unit_not_accepted" if row.unit else "unit_not_stated"
+    value = row.value * factor
+    # No analyte is negative, and no share is above the whole.
+    possible = value >= 0 and (analyte.unit != "%" or value <= 100)
+    return (value, None) if possible else (None, "impossible")

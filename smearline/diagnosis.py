@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import skops.io
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.compose import ColumnTransformer
@@ -57,10 +57,8 @@ WIDENING, LOG_WIDENING = 0.1, np.log10(1.5)
 this factor."""
 
 
-class DiagnosisCard(BaseModel):
+class DiagnosisCard(BaseModel, frozen=True, extra="forbid"):
     """model.json of a diagnostic model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     contract: str
     summary_version: str
@@ -114,13 +112,10 @@ def features(summary: pd.DataFrame, counts: pd.DataFrame | None, parts: tuple[st
         columns = [f"embedding_{i}" for i in range(vectors.shape[1])]
         blocks.append(pd.DataFrame(vectors, summary.index, columns))
     if "cbc" in parts:
-        names = cbc.analytes()
+        known = cbc.laboratory_values(cbc.COUNTS.empty_table().to_pandas() if counts is None else counts)
         keys = pd.MultiIndex.from_frame(summary[["site", "smear"]].astype(object))
-        wide = (
-            cbc.laboratory_values(counts) if counts is not None and len(counts) else pd.DataFrame(columns=list(names))
-        )
-        values = wide.reindex(keys).astype(float).set_axis(summary.index)
-        logs = [n for n, a in names.items() if a.scale == "log"]
+        values = known.reindex(keys).astype(float).set_axis(summary.index)
+        logs = [n for n, a in cbc.analytes().items() if a.scale == "log"]
         values[logs] = np.log10(1 + values[logs].clip(lower=0))
         blocks.append(values.add_prefix("cbc_"))
     return pd.concat(blocks, axis=1)
@@ -341,23 +336,23 @@ class DiagnosisModel:
         origins = summary.get("origin", pd.Series(self.card.origin, summary.index)).to_numpy()
         best, usual = probabilities.argmax(axis=1), self.seen[list(self.card.features)].median()
         rows = []
-        for i in range(len(summary)):
-            rows.append(
-                {
-                    "site": summary["site"].iloc[i],
-                    "smear": summary["smear"].iloc[i],
-                    "status": "abstained" if why[i] else "diagnosed",
-                    "group": None if why[i] else self.card.groups[best[i]],
-                    **{f"p_{g}": float(p) for g, p in zip(self.card.groups, probabilities[i], strict=True)},
-                    "reasons": reasons_for(table.iloc[i], usual, shapley[i, best[i]], self.card.groups[best[i]]),
-                    "abstained_because": why[i],
-                    "cautions": self._cautions(summary.iloc[i]),
-                    "not_available": [{"group": g, "because": b} for g, b in self.card.not_available.items()],
-                    "origin": "simulated" if "simulated" in (self.card.origin, origins[i]) else "real",
-                    "num_cells": int(summary["num_cells"].iloc[i]),
-                    "num_counted": int(summary["num_counted"].iloc[i]),
-                }
-            )
+        for i, group in enumerate(self.card.groups[k] for k in best):
+            smear = summary.iloc[i]
+            row = {
+                "site": smear["site"],
+                "smear": smear["smear"],
+                "status": "abstained" if why[i] else "diagnosed",
+                "group": None if why[i] else group,
+                **{f"p_{g}": float(p) for g, p in zip(self.card.groups, probabilities[i], strict=True)},
+                "reasons": reasons_for(table.iloc[i], usual, shapley[i, best[i]], group),
+                "abstained_because": why[i],
+                "cautions": self._cautions(smear),
+                "not_available": [{"group": g, "because": b} for g, b in self.card.not_available.items()],
+                "origin": "simulated" if "simulated" in (self.card.origin, origins[i]) else "real",
+                "num_cells": int(smear["num_cells"]),
+                "num_counted": int(smear["num_counted"]),
+            }
+            rows.append(row)
         return pd.DataFrame(rows)
 
     def _abstentions(
@@ -367,11 +362,7 @@ class DiagnosisModel:
         least = float(card.parameters["min_probability"])
         there = self._model.scaled(self.seen[list(card.features)])
         apart = {p: pairwise_distances(x, there[p]).min(axis=1) for p, x in self._model.scaled(table).items()}
-        missing = {
-            part: table[[c for c in card.features if c.startswith(PARTS[part])]].isna()
-            for part in apart
-            if part in _NEEDED
-        }
+        needed = {p: [c for c in card.features if c.startswith(PARTS[p])] for p in apart if p in _NEEDED}
         found = []
         for i in range(len(table)):
             because = []
@@ -384,9 +375,9 @@ class DiagnosisModel:
                     because.append(
                         f"{say.name} is {say.value(row[name])}; learned from {say.value(low)} to {say.value(high)}"
                     )
-            for part, absent in missing.items():
-                if (count := int(absent.iloc[i].sum())) > MISSING_LIMIT * absent.shape[1]:
-                    because.append(f"{count} of the {absent.shape[1]} {_NEEDED[part]} that it reads are missing")
+            for part, columns in needed.items():
+                if (count := int(row[columns].isna().sum())) > MISSING_LIMIT * len(columns):
+                    because.append(f"{count} of the {len(columns)} {_NEEDED[part]} that it reads are missing")
             for part, distances in apart.items():
                 if distances[i] > card.nearest_limits[part]:
                     because.append(

@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, confusion_matrix
 from sklearn.model_selection import StratifiedGroupKFold
 
 from smearline import diagnosis
 from smearline.metrics.intervals import auc_bounds
+from smearline.metrics.type_scores import calibration_error
 from smearline.settings import DiagnosisSettings
 
 Floats = NDArray[np.float64]
 NUM_BOOTSTRAPS = 2000
-_FOLDS = 5
+_FOLDS = _BINS = 5
 
 
 def out_of_fold(
@@ -74,68 +75,56 @@ def evaluate(
         out_of_fold(tables[next(iter(tables))], groups, patients, params, r, True) for r in range(params.repeats)
     ]
     draws = _draws(groups, patients, params.seed)
-    curves = {
-        name: {group: _Ranking(repeats, groups.to_numpy() == group, k) for k, group in enumerate(names)}
-        for name, repeats in scores.items()
-    }
     figures: dict[str, Any] = {}
     spread: dict[str, Floats] = {}
-    for name, by_group in curves.items():
-        rankings = {g: by_group[g] for g in (names[-1:] if len(names) == 2 else names)}
-        spread[name] = np.array([np.nanmean([r.auc(d) for r in rankings.values()]) for d in draws])
-        figures[name] = {
-            "auc": float(np.mean([r.auc() for r in rankings.values()])),
-            "auc_interval": _area(rankings, spread[name], groups, patients),
-            "auc_by_group": {g: r.auc() for g, r in by_group.items()},
-            "num_features": int(tables[name].shape[1]),
-        }
+    for name, repeats in scores.items():
+        figures[name], spread[name] = _areas(repeats, groups, patients, names, draws)
+        figures[name]["num_features"] = int(tables[name].shape[1])
     main, *rivals = tables
     for rival in rivals:
-        gain = spread[main] - spread[rival]
         figures[rival]["model_gains"] = figures[main]["auc"] - figures[rival]["auc"]
-        figures[rival]["model_gains_interval"] = _interval(gain)
+        figures[rival]["model_gains_interval"] = _interval(spread[main] - spread[rival])
     if seen is not None:
-        figures[main]["by_recogniser_training"] = {
-            label: _part(scores[main], groups, patients, names, keep.to_numpy(bool))
-            for label, keep in (("seen", seen), ("not_seen", ~seen))
-        }
+        figures[main]["by_recogniser_training"] = parts = {}
+        for label, keep in (("seen", seen.to_numpy(bool)), ("not_seen", ~seen.to_numpy(bool))):
+            own = groups[keep], patients[keep]
+            areas, _ = _areas([s[keep] for s in scores[main]], *own, names, _draws(*own, 0))
+            parts[label] = {"smears": int(keep.sum()), "auc": areas["auc"], "auc_interval": areas["auc_interval"]}
     mean = np.mean(calibrated, axis=0)
-    truth = np.array([names.index(g) for g in groups])
-    chosen = mean.argmax(axis=1)
+    truth, chosen, labels = np.array([names.index(g) for g in groups]), mean.argmax(axis=1), range(len(names))
+    briers = [brier_score_loss(truth, s, labels=labels, scale_by_half=False) for s in calibrated]
+    errors = [calibration_error(s.max(axis=1), s.argmax(axis=1) == truth, _BINS)[0] for s in calibrated]
+    confusion = confusion_matrix(truth, chosen, labels=labels).tolist()
     figures[main] |= {
         "balanced_accuracy": float(balanced_accuracy_score(truth, chosen)),
         "accuracy": float((truth == chosen).mean()),
-        "brier": float(np.mean([_brier(s, truth) for s in calibrated])),
-        "calibration_error": float(np.mean([_calibration_error(s, truth) for s in calibrated])),
-        "confusion": {
-            g: {h: int(((truth == i) & (chosen == j)).sum()) for j, h in enumerate(names)} for i, g in enumerate(names)
-        },
+        "brier": float(np.mean(briers)),
+        "calibration_error": float(np.mean(errors)),
+        "confusion": {g: dict(zip(names, row, strict=True)) for g, row in zip(names, confusion, strict=True)},
     }
     return figures, pd.DataFrame(mean, groups.index, [f"p_{n}" for n in names])
 
 
-def _area(rankings: Mapping[str, _Ranking], spread: Floats, groups: pd.Series, patients: pd.Series) -> list[float]:
-    """The bootstrap's interval of the mean area, and Newcombe's for so many patients, whichever is wider."""
-    num = patients.groupby(groups.to_numpy()).nunique()
-    bounds = [auc_bounds(r.auc(), int(num[g]), int(num.sum() - num[g])) for g, r in rankings.items()]
+def _areas(
+    repeats: list[Floats], groups: pd.Series, patients: pd.Series, names: list[str], draws: list[Floats]
+) -> tuple[dict[str, Any], Floats]:
+    """The mean area over the groups that stand beside others (of two groups one says all), each area, and the mean of each draw.
+
+    The interval is the bootstrap's, or Newcombe's for so many patients, whichever is wider; None where there is no area.
+    """
+    truth, num = groups.to_numpy(), patients.groupby(groups.to_numpy()).nunique()
+    there = [g for g in names if g in num and len(num) > 1]
+    if not there:
+        return {"auc": None, "auc_interval": None}, np.array([])
+    rankings = {g: _Ranking(repeats, truth == g, names.index(g)) for g in there}
+    areas = {g: r.auc() for g, r in rankings.items()}
+    averaged = there[-1:] if len(names) == 2 else there
+    spread = np.array([np.nanmean([rankings[g].auc(d) for g in averaged]) for d in draws])
+    bounds = [auc_bounds(areas[g], int(num[g]), int(num.sum() - num[g])) for g in averaged]
     (low, high), drawn = np.mean(bounds, axis=0), _interval(spread)
-    return [min(drawn[0], float(low)), max(drawn[1], float(high))]
-
-
-def _part(
-    scores: list[Floats], groups: pd.Series, patients: pd.Series, names: list[str], keep: NDArray[np.bool_]
-) -> dict[str, Any]:
-    """The mean area over a part of the smears, of the groups that the part has beside others; None where it has one alone."""
-    part, truth = [s[keep] for s in scores], groups.to_numpy()[keep]
-    found: dict[str, Any] = {"smears": int(keep.sum()), "auc": None, "auc_interval": None}
-    there = [g for g in names if g in set(truth) and (truth != g).any()]
-    rankings = {g: _Ranking(part, truth == g, names.index(g)) for g in (there[-1:] if len(names) == 2 else there)}
-    if rankings:
-        own = groups[keep], patients[keep]
-        spread = np.array([np.nanmean([r.auc(d) for r in rankings.values()]) for d in _draws(*own, 0)])
-        mean = float(np.mean([r.auc() for r in rankings.values()]))
-        found |= {"auc": mean, "auc_interval": _area(rankings, spread, *own)}
-    return found
+    interval = [min(drawn[0], float(low)), max(drawn[1], float(high))]
+    auc = float(np.mean([areas[g] for g in averaged]))
+    return {"auc": auc, "auc_interval": interval, "auc_by_group": areas}, spread
 
 
 class _Ranking:
@@ -175,14 +164,3 @@ def _draws(groups: pd.Series, patients: pd.Series, seed: int) -> list[Floats]:
 
 def _interval(values: Floats) -> list[float]:
     return [float(v) for v in np.nanquantile(values, [0.025, 0.975])]
-
-
-def _brier(scores: Floats, truth: NDArray[np.int64]) -> float:
-    return float(((scores - np.eye(scores.shape[1])[truth]) ** 2).sum(axis=1).mean())
-
-
-def _calibration_error(scores: Floats, truth: NDArray[np.int64], num_bins: int = 5) -> float:
-    """Mean distance of confidence and accuracy over bins of equal count (Naeini et al. 2015, AAAI)."""
-    confidence, right = scores.max(axis=1), scores.argmax(axis=1) == truth
-    bins = np.array_split(np.argsort(confidence, kind="stable"), num_bins)
-    return float(sum(abs(confidence[b].mean() - right[b].mean()) * len(b) for b in bins if len(b)) / len(truth))

@@ -27,32 +27,17 @@ def reasons_for(row: pd.Series, usual: pd.Series, shapley: NDArray[np.float64], 
     if pooled.any():
         entries.append(("embedding", float(shapley[pooled].sum())))
     name_of = vocabulary.load().names
-    reasons = []
+    reasons: list[dict[str, Any]] = []
     for name, weight in sorted(entries, key=lambda e: -abs(e[1]))[:NUM_REASONS]:
         if abs(weight) < 1e-9:
             continue
-        side = f"{'for' if weight > 0 else 'against'} {name_of[group]}"
-        if name == "embedding":
-            reasons.append(
-                dict(
-                    feature=name,
-                    value=None,
-                    usual=None,
-                    contribution=weight,
-                    says=f"the look of the cells as a whole speaks {side}",
-                )
-            )
-            continue
-        say = Told(name)
-        reasons.append(
-            dict(
-                feature=name,
-                value=say.plain(row[name]),
-                usual=say.plain(usual[name]),
-                contribution=weight,
-                says=f"{say.name}: {say.value(row[name])} (median of the learned {say.value(usual[name])}) speaks {side}",
-            )
-        )
+        value, median, what = None, None, "the look of the cells as a whole"
+        if name != "embedding":
+            say = Told(name)
+            value, median = say.plain(row[name]), say.plain(usual[name])
+            what = f"{say.name}: {say.value(row[name])} (median of the learned {say.value(usual[name])})"
+        says = f"{what} speaks {'for' if weight > 0 else 'against'} {name_of[group]}"
+        reasons.append(dict(feature=name, value=value, usual=median, contribution=weight, says=says))
     return reasons
 
 

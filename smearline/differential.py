@@ -52,22 +52,13 @@ def summarise(predictions: pd.DataFrame, embeddings: NDArray[np.float16]) -> pd.
         total = int(counts.sum())
         shares = counts / total if total else np.full(len(types), np.nan)
         low, high = exact_bounds(counts, np.full(len(types), total))
-        row = {
-            "site": site,
-            "smear": smear,
-            "patient": part["patient"].iloc[0],
-            "num_cells": len(part),
-            "num_counted": total,
-        }
-        row |= {f"share_{t}": s for t, s in zip(types, shares, strict=True)}
-        row |= {f"low_{t}": v for t, v in zip(types, low, strict=True)} | {
-            f"high_{t}": v for t, v in zip(types, high, strict=True)
-        }
+        row = {"site": site, "smear": smear, "patient": part["patient"].iloc[0]}
+        row |= {"num_cells": len(part), "num_counted": total}
+        for name, values in (("share", shares), ("low", low), ("high", high)):
+            row |= {f"{name}_{t}": v for t, v in zip(types, values, strict=True)}
         row |= _rates(part)
-        row["embedding"] = vectors[positions].mean(axis=0).astype(np.float32)
-        row["summary_version"] = VERSION
-        row["scale_assumed"] = bool(part["scale_assumed"].any())
-        rows.append(row)
+        row |= {"embedding": vectors[positions].mean(axis=0), "summary_version": VERSION}
+        rows.append(row | {"scale_assumed": bool(part["scale_assumed"].any())})
     return pd.DataFrame(rows)
 
 

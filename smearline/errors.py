@@ -65,9 +65,9 @@ class TokenError(SmearlineError):
     pass
 
 
-def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
-    """The known names nearest to `word`, as text for an error message."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The three known names nearest to `word`, as text for an error message."""
     names = {k.casefold(): k for k in known}
-    close = difflib.get_close_matches(word.casefold(), list(names), n=count, cutoff=0.4)
-    found = [names[c] for c in close] or sorted(names.values())[:count]
+    close = difflib.get_close_matches(word.casefold(), list(names), n=3, cutoff=0.4)
+    found = [names[c] for c in close] or sorted(names.values())[:3]
     return ", ".join(repr(f) for f in found)

@@ -56,18 +56,14 @@ def evaluate(
     }
     for old in ("metrics.json", "headline.json", "evaluation.html"):
         (out / old).unlink(missing_ok=True)
-    origins = {*labelled["origin"], model.card.origin}
-    origin = "simulated" if "simulated" in origins else "real"
+    origin = "simulated" if "simulated" in {*labelled["origin"], model.card.origin} else "real"
     if judged["true_type"].isna().all():
         why = (
             f"none of the {len(predictions)} cells can be judged: {context['num_cells_seen_in_training']} are of the training data "
             "or its patients, the others have no undisputed label"
         )
-        figures: dict[str, Any] = {
-            "origin": origin,
-            "not_judged": why,
-            "counts": {"cells": len(predictions), "labelled": 0},
-        }
+        counts = {"cells": len(predictions), "labelled": 0}
+        figures: dict[str, Any] = {"origin": origin, "not_judged": why, "counts": counts}
         plain_json.write(out / "metrics.json", {**figures, "context": context})
         return figures
     names = [n for n in vocabulary.load().characteristics if n in labelled]

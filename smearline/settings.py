@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -124,9 +124,7 @@ def load(path: Path = Path("params.yaml"), overlay: Path | None = None) -> Setti
         SettingsError: a file is missing, a key is unknown (the message names the nearest), or a value is out of range.
     """
     raw: dict[str, Any] = {}
-    for file in (path, overlay):
-        if file is None:
-            continue
+    for file in filter(None, (path, overlay)):
         if not file.is_file():
             raise SettingsError(f"there is no {file} in {Path.cwd()}; run inside a workspace")
         try:
@@ -151,8 +149,6 @@ def _explain(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{place}: {problem['msg']} (given: {problem['input']!r})"
-    model: Any = Settings
-    for part in problem["loc"][:-1]:
-        annotation = model.model_fields[part].annotation
-        model = next((a for a in get_args(annotation) if isinstance(a, type)), annotation)
-    return f"unknown key {place}; nearest: {nearest(str(problem['loc'][-1]), model.model_fields)}"
+    *section, key = problem["loc"]
+    known: Any = Settings.model_fields[section[0]].annotation if section else Settings
+    return f"unknown key {place}; nearest: {nearest(str(key), known.model_fields)}"

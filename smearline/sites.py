@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from smearline.errors import SiteError, nearest
 
@@ -16,10 +16,8 @@ ASSUMED_MICRONS_PER_PX = 0.1
 """The fallback that a new site starts with where no scale is given: that of CellaVision exports such as PBC's."""
 
 
-class Site(BaseModel):
+class Site(BaseModel, frozen=True, extra="forbid"):
     """What is known of one laboratory. Lengths in micrometres."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{1,31}$")
     laboratory: str
@@ -103,21 +101,10 @@ def new(name: str, folder: Path | None = None, **fields: Any) -> Path:
     given = {k: v for k, v in fields.items() if v is not None}
     if "microns_per_px" not in given:
         given.setdefault("assumed_microns_per_px", ASSUMED_MICRONS_PER_PX)
-    defaults: dict[str, Any] = {
-        "name": name,
-        "laboratory": "unknown",
-        "scanner": "unknown",
-        "stain": "unknown",
-        "microns_per_px": None,
-        "scale_source": "given at 'smearline site new'"
-        if "microns_per_px" in given
-        else "not known; assumed, correct it",
-        "origin": "real",
-        "use": "research",
-        "identifiers": "private",
-    }
+    source = "given at 'smearline site new'" if "microns_per_px" in given else "not known; assumed, correct it"
+    defaults = dict.fromkeys(("laboratory", "scanner", "stain"), "unknown") | {"origin": "real", "use": "research"}
     try:
-        site = Site.model_validate({**defaults, **given})
+        site = Site.model_validate({"microns_per_px": None, "scale_source": source, **defaults, **given, "name": name})
     except ValidationError as error:
         raise SiteError(f"site '{name}': {error}") from error
     path.write_text(yaml.safe_dump(site.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")

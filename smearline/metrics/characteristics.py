@@ -62,8 +62,8 @@ def _score(
     cells: pd.DataFrame, what: Characteristic, labels: pd.Series | None, train: pd.DataFrame | None, seed: list[int]
 ) -> Json:
     trained, rng = f"c_{what.name}" in cells.columns, np.random.default_rng(seed)
-    readers = {"agreement": what.reader_agreement, "kappa": what.reader_kappa}
-    head: Json = {"status": "not tested", "trained": trained, "support": 0, "readers": readers, "origin": what.origin}
+    head: Json = {"status": "not tested", "trained": trained, "support": 0}
+    head |= {"readers": what.readers, "origin": what.origin}
     if labels is None:
         return head
     value_N = indices(cells["sha256"].map(labels), what.values, what.name)

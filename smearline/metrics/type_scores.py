@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from smearline.metrics import intervals
-from smearline.metrics.cells import codes, interval_by, num_patients, probabilities
+from smearline.metrics.cells import Bools, codes, interval_by, num_patients, probabilities
 from smearline.metrics.intervals import Floats
 from smearline.vocabulary import load
 
@@ -118,9 +118,7 @@ def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
 def score_calibration(cells: pd.DataFrame) -> Json:
     """Calibration of labelled cells; a parent-labelled cell is judged on the probabilities collapsed to its parent.
 
-    - `ece`: sum over bins of (cells in bin / cells) x |share right - mean confidence|, confidence being the predicted
-      type's probability (Naeini 2015, AAAI; Guo 2017, ICML, eq. 3), in 15 bins of equal count (Nixon 2019, CVPR
-      workshops) because most confidences lie near 1. Range 0..1, less is better.
+    - `ece`: `calibration_error` in 15 bins, confidence being the predicted type's probability.
     - `brier`: mean over cells of the sum over types of (probability - truth)^2 (Brier 1950). Range 0..2.
     - `nll`: mean of -ln of the probability of the label, for a parent the sum of its children's.
     - `bins`: lowest confidence first: cells, confidence (mean), accuracy.
@@ -131,14 +129,26 @@ def score_calibration(cells: pd.DataFrame) -> Json:
     inside_N, right_N = inside_NK.sum(axis=1), member_NK[rows, predicted_N]
     confidence_N = np.where(right_N, inside_N, probability_NK[rows, predicted_N])
     outside_N = (probability_NK**2).sum(axis=1) - (inside_NK**2).sum(axis=1)
-    bins = [
-        {"cells": len(b), "confidence": float(confidence_N[b].mean()), "accuracy": float(right_N[b].mean())}
-        for b in np.array_split(np.argsort(confidence_N, kind="stable"), min(NUM_BINS, len(cells)))
-    ]
+    ece, bins = calibration_error(confidence_N, right_N, NUM_BINS)
     return {
         "cells": len(cells),
-        "ece": sum(b["cells"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(cells),
+        "ece": ece,
         "brier": float((outside_N + (1 - inside_N) ** 2).mean()),
         "nll": float(-np.log(np.maximum(inside_N, LEAST_PROBABILITY)).mean()),
         "bins": bins,
     }
+
+
+def calibration_error(confidence_N: Floats, right_N: Bools, num_bins: int) -> tuple[float, list[Json]]:
+    """Sum over bins of (cells in bin / cells) x |share right - mean confidence| (Naeini 2015, AAAI; Guo 2017, ICML, eq. 3).
+
+    The bins are of equal count (Nixon 2019, CVPR workshops) because most confidences lie near 1. Range 0..1, less is better.
+
+    Returns:
+        The error, and the bins, lowest confidence first: cells, confidence (mean), accuracy.
+    """
+    bins = [
+        {"cells": len(b), "confidence": float(confidence_N[b].mean()), "accuracy": float(right_N[b].mean())}
+        for b in np.array_split(np.argsort(confidence_N, kind="stable"), min(num_bins, len(confidence_N)))
+    ]
+    return sum(b["cells"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(confidence_N), bins

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from smearline.errors import SiteError
 from smearline.simulator import canvas
@@ -17,17 +17,13 @@ from smearline.sites import Site
 Channel = Annotated[float, Field(ge=100, le=255)]
 
 
-class _Checked(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Dye(_Checked):
+class Dye(BaseModel, frozen=True, extra="forbid"):
     absorbs: tuple[float, float, float]  # optical density in red, green and blue of a unit amount
     strength: float = Field(gt=0, lt=4)
     """How strongly this laboratory stains; 1 is the amount that the cells are drawn with."""
 
 
-class Simulation(_Checked):
+class Simulation(BaseModel, frozen=True, extra="forbid"):
     """The `simulation:` section of a site file."""
 
     prefix: str = Field(pattern=r"^[A-Z]{1,3}$")  # first letters of every patient id of the site

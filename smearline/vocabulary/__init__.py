@@ -18,7 +18,6 @@ from smearline.errors import VocabularyError, nearest
 
 @dataclass(frozen=True)
 class CellType:
-    code: str
     name: str
     neighbours: tuple[str, ...]
     outside: bool
@@ -31,8 +30,8 @@ class Characteristic:
     values: tuple[str, ...]
     applies_to: tuple[str, ...]
     origin: str
-    reader_agreement: float | None
-    reader_kappa: float | None
+    readers: Mapping[str, float | None]
+    """How often two readers agreed (`agreement`), and Cohen's `kappa`; None where that is not published."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Vocabulary:
     types: Mapping[str, CellType]
     parents: Mapping[str, tuple[str, ...]]
     characteristics: Mapping[str, Characteristic]
-    diagnoses: Mapping[str, str | None]
-    """Diagnosis code to its parent code, or None."""
+    diagnoses: tuple[str, ...]
     names: Mapping[str, str]
     """Code of a type, parent or diagnosis to the name a reader knows."""
     aliases: Mapping[str, str]
@@ -96,36 +94,32 @@ def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
-def _read(name: str) -> dict[str, Any]:
+@cache
+def read(name: str) -> dict[str, Any]:
+    """A YAML file beside this module."""
     return dict(yaml.safe_load(files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 @cache
 def load() -> Vocabulary:
     """The vocabulary of this installation, read once."""
-    types, chars, diagnoses = _read("types"), _read("characteristics"), _read("diagnoses")
+    types, chars, diagnoses = read("types"), read("characteristics"), read("diagnoses")
     rows = {**types["types"], **types["outside"]}
-    cell_types = {c: CellType(c, r["name"], tuple(r["neighbours"]), c in types["outside"]) for c, r in rows.items()}
-    parents = {c: tuple(r["children"]) for c, r in types["parents"].items()}
-    agreement = chars["reader_agreement"]
+    named = {**rows, **types["parents"]}
+    unread = {"agreement": None, "kappa": None}
     return Vocabulary(
         version="+".join(part["version"] for part in (types, chars, diagnoses)),
-        types=cell_types,
-        parents=parents,
+        types={c: CellType(r["name"], tuple(r["neighbours"]), c in types["outside"]) for c, r in rows.items()},
+        parents={c: tuple(r["children"]) for c, r in types["parents"].items()},
         characteristics={
             n: Characteristic(
-                n,
-                tuple(r["values"]),
-                tuple(r["applies_to"]),
-                r["origin"],
-                agreement.get(n, {}).get("agreement"),
-                agreement.get(n, {}).get("kappa"),
+                n, tuple(r["values"]), tuple(r["applies_to"]), r["origin"], chars["reader_agreement"].get(n, unread)
             )
             for n, r in chars["characteristics"].items()
         },
-        diagnoses={c: r.get("parent") for c, r in diagnoses["diagnoses"].items()},
-        names={c: r["name"] for c, r in {**rows, **types["parents"], **diagnoses["diagnoses"]}.items()},
-        aliases=_aliases({**rows, **types["parents"]}),
+        diagnoses=tuple(diagnoses["diagnoses"]),
+        names={c: r["name"] for c, r in {**named, **diagnoses["diagnoses"]}.items()},
+        aliases=_aliases(named),
         diagnosis_aliases=_aliases(diagnoses["diagnoses"]),
     )
 
