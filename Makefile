@@ -56,6 +56,9 @@ drift-ui: setup ## Evidently's page, the history of every site: make drift-ui WO
 loop: setup ## the loop once around: drift, verdict, overrides, ingest, retrain, gate, approval, switch, trace (needs make demo)
 	@$(PY) -m bench.loop
 
+scale: setup ## the data plane at 1,476,727 simulated images (25 GB of disk, an hour and more): make scale [ARGS='--images 20000 --keep']
+	@$(PY) -m bench.scale $(ARGS)
+
 proof-postgres: setup ## the case store's tests on a PostgreSQL server that it starts (installs it where there is none)
 	@$(PY) -m bench.postgres
 
@@ -71,4 +74,4 @@ lint: setup ## ruff and mypy
 clean: ## remove the workspaces (their data and models too), not the .venv
 	rm -rf .work
 
-.PHONY: help setup demo real real-cross serve flows drift-ui loop figures proof-postgres test lint clean
+.PHONY: help setup demo real real-cross serve flows drift-ui loop scale figures proof-postgres test lint clean

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from prefect import flow, task
@@ -81,12 +82,12 @@ def take_cases(signed: list[SignedCase], data: Path) -> dict[str, int]:
 
 def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) -> dict[str, int]:
     whose = {cell.sha256: {"patient": case.patient, "smear": case.smear} for case in cases for cell in case.cells}
-    named, missing = set(whose), set(whose) - there
+    named, missing, gone = set(whose), set(whose) - there, set(dataset.deleted(data))
     with dataset.CellWriter(data / "cells", site) as writer:
         for shard in sorted({shard for case in cases for shard in case.shards}):
             for part in pq.ParquetFile(shard).iter_batches(batch_size=dataset.ROW_GROUP):
                 for row in part.to_pylist():
-                    if row["sha256"] in missing:
+                    if row["sha256"] in missing and row["sha256"] not in gone:  # nothing of a patient who was deleted
                         missing.remove(row["sha256"])
                         writer.add(row | whose[row["sha256"]])  # the patient may have been named later
     labels = [row for case in cases for row in _labels(case) if row["sha256"] not in missing]
@@ -98,8 +99,9 @@ def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) 
         same picture stays: then the two are in conflict."""
         return (old.sha256, old.source) in again and said.get((old.sha256, old.name, old.source)) != old.value
 
-    key = ["sha256", "name", "value", "labelled_by", "source"]
-    dataset.merge_rows(dataset.labels_path(data, site), labels, dataset.LABELS, key, drop=withdrawn)
+    dataset.merge_labels(
+        dataset.labels_path(data, site), pa.Table.from_pylist(labels, schema=dataset.LABELS), withdrawn
+    )
     path, of_smear = data / "labels" / f"patients-{site}.parquet", ["site", "patient", "smear"]
     known = {tuple(row[k] for k in of_smear): row for row in pq.read_table(path).to_pylist()} if path.exists() else {}
     diagnosed = [_patient(case, known) for case in cases if case.patient and case.diagnosis]

@@ -51,7 +51,7 @@ def fit(frame: pd.DataFrame, params: settings.Settings) -> Trained:
     cells = storage / f"{name}.cells.parquet"
     storage.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(cells)
-    start_ray(params.train)
+    start_ray(params.train.workers, params.train.threads_per_worker)
     trainer = TorchTrainer(
         training_loop.train_loop,
         train_loop_config={
@@ -109,13 +109,13 @@ def _shown(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def start_ray(train: settings.TrainSettings) -> None:
+def start_ray(workers: int, threads: int) -> None:
     """Join the cluster at $RAY_ADDRESS, or start Ray on this machine with room for the workers asked for."""
     if ray.is_initialized():
         return
     here = {
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-        "OMP_NUM_THREADS": str(train.threads_per_worker),
+        "OMP_NUM_THREADS": str(threads),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if os.environ.get("RAY_ADDRESS"):
@@ -125,7 +125,7 @@ def start_ray(train: settings.TrainSettings) -> None:
         return
     # A checkpoint is registered when Ray looks: twice a second, not every two seconds.
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5")
-    needed = train.workers * train.threads_per_worker
+    needed = workers * threads
     ray.init(
         num_cpus=max(os.cpu_count() or 1, needed),
         include_dashboard=False,

@@ -63,6 +63,18 @@ KEYS = _table(
 )
 
 
+def scrub(engine: sa.Engine) -> None:
+    """Free pages hold what was deleted until they are written again: SQLite's file is written anew. PostgreSQL's own vacuum does
+    so in its time."""
+    if engine.dialect.name == "sqlite":
+        raw = engine.raw_connection()
+        try:
+            raw.cursor().execute("VACUUM")
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            raw.close()
+
+
 def stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 

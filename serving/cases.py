@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from serving.case_tables import ANSWERS, CASES, KEYS, OVERRIDES, SIGNOFFS, opened, stamp, writing
+from serving.case_tables import ANSWERS, CASES, KEYS, OVERRIDES, SIGNOFFS, opened, scrub, stamp, writing
 from smearline import cbc, dataset, sites, vocabulary
 from smearline.errors import DataError, SiteError
 
@@ -331,6 +331,32 @@ class CaseStore:
                 mine = (SIGNOFFS.c.case_id == case.case_id) & (SIGNOFFS.c.number <= case.number)
                 mine &= SIGNOFFS.c.data_version.is_(None)
                 connection.execute(SIGNOFFS.update().where(mine).values(data_version=data_version))
+
+    def forget(self, site: str, patient: str) -> dict[str, int]:
+        """Delete all that is kept of a patient (a pseudonym): cases, answers, overrides, sign-offs, idempotency keys, images, and
+        the cells in the inference log. Returns counts."""
+        mine = sa.select(CASES.c.case_id).where(CASES.c.site == site, CASES.c.patient == patient)
+        cases = [row["case_id"] for row in self._rows(mine)]
+        answers = [answer for case in cases for answer in self._answers(case)]
+        shards = [path for answer in answers for path in self._shards(answer)]
+        for path in shards:
+            path.unlink(missing_ok=True)
+        days = {(answer["site"], answer["day"]) for answer in answers}
+        bodies = self._rows(sa.select(KEYS.c.holder, KEYS.c.key, KEYS.c.body).where(KEYS.c.body.is_not(None)))
+        with writing(self._engine) as connection:
+            named = [answer["answer_id"] for answer in answers]
+            connection.execute(KEYS.delete().where(KEYS.c.answer_id.in_(named)))
+            for row in bodies:  # of reviews
+                if any(case.encode() in row["body"] for case in cases):
+                    mine = (KEYS.c.holder == row["holder"]) & (KEYS.c.key == row["key"])
+                    connection.execute(KEYS.delete().where(mine))
+            for table in (OVERRIDES, SIGNOFFS, ANSWERS, CASES):
+                connection.execute(table.delete().where(table.c.case_id.in_(cases)))
+        for place, day in days:
+            (self.home / "log" / place / f"{day}.parquet").unlink(missing_ok=True)
+        self.export_log()
+        scrub(self._engine)
+        return {"cases": len(cases), "answers": len(answers), "incoming_shards": len(shards)}
 
     def purge(self, now: datetime) -> dict[str, int]:
         """Delete the images that their site's retention_days no longer allows, but for those that ingest still needs, and

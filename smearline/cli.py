@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-from smearline import __version__
+from smearline import __version__, data_commands
+from smearline.commands import app, outside, progress_line
 from smearline.errors import SmearlineError
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="From blood-smear images to a recogniser that can be judged."
-)
 site_app = typer.Typer(no_args_is_help=True, help="The files of the laboratories.")
 app.add_typer(site_app, name="site")
 
 Model = Annotated[Path, typer.Option("--model", help="A model folder (recogniser.onnx, model.json).")]
 Cells = Annotated[Path, typer.Option("--cells", help="A data set: the folder that import wrote into.")]
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress line on a terminal; a line every ten seconds elsewhere."""
-    live = sys.stderr.isatty()
-    state = {"said": time.monotonic(), "any": False}
-
-    def show(done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - state["said"] > (0.2 if live else 10) or (live and done == total):
-            state.update(said=now, any=True)
-            print(
-                f"{chr(13) if live else ''}{what}: {done:,} of {total:,}",
-                end="" if live else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    yield show
-    if live and state["any"]:
-        print(file=sys.stderr)
 
 
 @app.command("import")
@@ -65,7 +39,7 @@ def import_(
     from smearline import importing, sites, sources
 
     classes = _class_map(map_) if map_ else None
-    with _progress(f"import {source}") as progress:
+    with progress_line(f"import {source}") as progress:
         report = importing.import_source(
             sources.load(source, classes),
             path,
@@ -148,7 +122,7 @@ def simulate(
     from smearline import sites as site_files
 
     chosen = [site_files.load(name.strip()) for name in sites.split(",")]
-    with _progress("simulate") as progress:
+    with progress_line("simulate") as progress:
         print(
             simulator.simulate(
                 out, sites=chosen, seed=seed, num_patients=patients, cells_per_smear=cells, progress=progress
@@ -166,7 +140,7 @@ def evaluate(
     from smearline import evaluation, metrics
 
     loaded, count = _opened(model, cells)
-    with _progress("recognise") as progress:
+    with progress_line("recognise") as progress:
         figures = evaluation.evaluate(loaded, cells, out, progress=_counter(progress, count))
     print(f"cells   {out / 'predictions.parquet'}\nfigures {out / 'metrics.json'}")
     if "not_judged" in figures:
@@ -187,7 +161,7 @@ def differential(
     from smearline import differential as domain
 
     loaded, count = _opened(model, cells)
-    with _progress("recognise") as progress:
+    with progress_line("recognise") as progress:
         summary, _ = domain.differential(loaded, cells, out, progress=_counter(progress, count))
     inside = int(summary["num_cells"].sum())
     print(
@@ -247,11 +221,7 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What stands behind an answer: model, commit, data version, gate, approvals, that day's verdict."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))  # the command itself stands elsewhere
-    try:
-        from flows import trace as flows_trace
-    except ImportError as error:
-        raise SmearlineError(f"trace needs a checkout of the product and its extras [flows,serve]: {error}") from error
+    flows_trace = outside("flows.trace")
     found = flows_trace.trace(workspace, answer_id)
     print(json.dumps(found, indent=1) if as_json else flows_trace.shown(found))
 
@@ -277,6 +247,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         print(__version__)
         raise typer.Exit
+
+
+assert data_commands  # which registers the commands that ask and keep the data set
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The data set on disk: images in append-only Parquet shards, what experts say of them in small tables beside them.
 
 DIR/cells/*.parquet          images as acquired (CELLS), never changed, only appended
+DIR/cells/deleted/*.parquet  images whose patient was deleted (DELETED): no reader sees them, no import brings them back
 DIR/labels/cells-SITE.parquet     a row a label (LABELS); may change, is small
 DIR/labels/patients-SITE.parquet  a row a patient and smear (PATIENTS)
 DIR/cbc/*.parquet            blood counts, a row a value (smearline.cbc)
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from smearline import vocabulary
@@ -82,7 +84,18 @@ QUARANTINE = pa.schema(
         ("size_bytes", pa.int64()),
     ]
 )
+LABEL_KEY = ["sha256", "name", "value", "labelled_by", "source"]
 FILES = pa.schema([("path", pa.string()), ("sha256", pa.string())])
+DELETED = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("site", pa.string()),
+        ("patient", pa.string()),  # pseudonym; null once the shards are compacted
+        ("deleted_at", pa.timestamp("us", tz="UTC")),
+        ("reason", pa.string()),
+    ]
+)
+DELETED_KEY = ["sha256"]
 METADATA = [name for name in CELLS.names if name not in ("image", "thumbnail")]
 
 
@@ -91,6 +104,8 @@ def write_table(table: pa.Table, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     pq.write_table(table, unfinished, **options)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
     unfinished.replace(path)
 
 
@@ -119,16 +134,28 @@ class CellWriter:
     def _flush(self) -> None:
         if not self._rows:
             return
-        digest = hashlib.sha256("".join(r["sha256"] for r in self._rows).encode()).hexdigest()[:16]
-        write_table(
-            pa.Table.from_pylist(self._rows, schema=CELLS),
-            self._cells / f"{self._site}-{digest}.parquet",
-            row_group_size=ROW_GROUP,
-            compression={name: "zstd" for name in CELLS.names if name != "image"} | {"image": "none"},
-            use_dictionary=[n for n in CELLS.names if n not in ("sha256", "image", "thumbnail")],
-            write_page_checksum=True,
-        )
+        write_shard(self._cells, self._site, pa.Table.from_pylist(self._rows, schema=CELLS))
         self._rows, self._bytes = [], 0
+
+
+def shard_name(site: str, sha256s: Sequence[str]) -> str:
+    """A shard is named by the images that it holds, in their order."""
+    return f"{site}-{hashlib.sha256(''.join(sha256s).encode()).hexdigest()[:16]}.parquet"
+
+
+def write_shard(cells: Path, site: str, rows: pa.Table, name: str | None = None) -> Path:
+    """Rows of CELLS as a shard in the folder `cells`. Returns its path."""
+    path = cells / (name or shard_name(site, rows["sha256"].to_pylist()))
+    write_table(
+        rows,
+        path,
+        row_group_size=ROW_GROUP,
+        compression={name: "zstd" for name in CELLS.names if name != "image"} | {"image": "none"},
+        use_dictionary=[n for n in CELLS.names if n not in ("sha256", "image", "thumbnail")],
+        write_page_checksum=True,
+        write_statistics=[n for n in CELLS.names if n not in ("image", "thumbnail")],
+    )
+    return path
 
 
 def cells_folder(directory: Path) -> Path:
@@ -150,29 +177,51 @@ def shards(directory: Path) -> list[Path]:
     return sorted(cells_folder(directory).glob("[!.]*.parquet"))
 
 
+def deleted(directory: Path) -> list[str]:
+    """The images whose patient was deleted: they may stand in a shard until it is compacted, and are not in the data set."""
+    found = [pq.read_table(path, columns=["sha256"])["sha256"] for path in deleted_paths(directory)]
+    return sorted({sha256 for column in found for sha256 in column.to_pylist()})
+
+
+def deleted_paths(directory: Path) -> list[Path]:
+    """The tables of DELETED; they lie among the shards so that they are one version with them."""
+    cells = directory if directory.name == "cells" else directory / "cells"
+    return sorted((cells / "deleted").glob("[!.]*.parquet"))
+
+
+def refuse_empty(directory: Path, parts: Sequence[Any]) -> None:
+    if not parts:
+        raise DataError(f"{directory} holds no image yet")
+
+
 def index(directory: Path, columns: Sequence[str] = METADATA) -> pd.DataFrame:
     """Everything but the pictures, a row an image, with `shard` (its path) and `row` (its place in it).
 
     Raises:
         DataError: the data set holds no image, or an image twice.
     """
-    parts = []
+    parts, gone = [], set(deleted(directory))
     for shard in shards(directory):
-        part = pq.read_table(shard, columns=list(columns)).to_pandas()
-        parts.append(part.assign(shard=str(shard.resolve()), row=range(len(part))))
-    if not parts:
-        raise DataError(f"{directory} holds no image yet")
+        part = pq.read_table(shard, columns=sorted({*columns, *DELETED_KEY}) if gone else list(columns)).to_pandas()
+        part = part.assign(shard=str(shard.resolve()), row=range(len(part)))
+        parts.append(part[~part["sha256"].isin(gone)][[*columns, "shard", "row"]] if gone else part)
+    refuse_empty(directory, parts)
     frame = pd.concat(parts, ignore_index=True)
     if "sha256" in frame and frame["sha256"].duplicated().any():
         raise DataError(f"{directory}: {int(frame['sha256'].duplicated().sum())} images stand in it twice")
     return frame
 
 
-def iter_rows(directory: Path, columns: Sequence[str], batch: int = 256) -> Iterator[dict[str, list[Any]]]:
-    """Rows in their stored order, as dictionaries of lists; memory stays that of one batch."""
-    for shard in shards(directory):
-        for part in pq.ParquetFile(shard).iter_batches(batch_size=batch, columns=list(columns)):
-            yield part.to_pydict()
+def iter_rows(
+    directory: Path, columns: Sequence[str], batch: int = 256, only: Sequence[Path] | None = None
+) -> Iterator[dict[str, list[Any]]]:
+    """Rows in their stored order (of the shards `only`), as dictionaries of lists; memory stays that of one batch."""
+    gone = pa.array(deleted(directory), pa.string())
+    for shard in shards(directory) if only is None else only:
+        for part in pq.ParquetFile(shard).iter_batches(batch_size=batch, columns=list({*columns, *DELETED_KEY})):
+            here = part.filter(pc.invert(pc.is_in(part["sha256"], gone))) if len(gone) else part
+            if len(here):
+                yield here.select(list(columns)).to_pydict()
 
 
 def digest(frame: pd.DataFrame) -> str:
@@ -197,17 +246,41 @@ def merge_rows(
 ) -> pd.DataFrame:
     """Add rows to a small table, without the old ones that `drop` picks (by attribute); of rows with the same key the
     first (or the last) stays. Returns the whole table."""
-    was = old = pq.read_table(path, schema=schema) if path.exists() else schema.empty_table()
-    if drop is not None:
-        old = old.filter([not drop(row) for row in old.to_pandas().itertuples()]) if len(old) else old
-    new = pa.Table.from_pylist(list(rows), schema=schema)
-    frame = pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep=keep)
-    frame = frame.reset_index(drop=True) if keep == "first" else frame.sort_values(list(key), ignore_index=True)
-    if schema is LABELS:
-        frame["conflicted"] = _conflicted(frame)
+    was = pq.read_table(path, schema=schema) if path.exists() else schema.empty_table()
+    frame = _merged(was, pa.Table.from_pylist(list(rows), schema=schema), key, keep, drop)
+    if keep == "last":
+        frame = frame.sort_values(list(key), ignore_index=True)
     if not path.exists() or not frame.equals(was.to_pandas()):
         write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path, compression="zstd")
     return frame
+
+
+def _merged(
+    old: pa.Table, new: pa.Table, key: Sequence[str], keep: Literal["first", "last"], drop: Callable[[Any], bool] | None
+) -> pd.DataFrame:
+    if drop is not None and len(old):
+        old = old.filter([not drop(row) for row in old.to_pandas().itertuples()])
+    return pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep=keep).reset_index(drop=True)
+
+
+def merge_labels(path: Path, rows: pa.Table, drop: Callable[[Any], bool] | None = None) -> int:
+    """Add rows of LABELS to a site's table, without those that `drop` picks among the old rows of the same images. Only
+    those images' rows are looked at closely, so that the work hangs on what comes and not on what is there.
+
+    Returns:
+        How many labels of before are gone.
+    """
+    old = pq.read_table(path, schema=LABELS) if path.exists() else LABELS.empty_table()
+    same = pc.is_in(old["sha256"], pc.unique(rows["sha256"]))
+    was = old.filter(same)
+    frame = _merged(was, rows, LABEL_KEY, "first", drop)
+    frame["conflicted"] = _conflicted(frame)
+    now = pa.Table.from_pandas(frame, schema=LABELS, preserve_index=False)
+    if not path.exists() or not now.equals(was):
+        write_table(pa.concat_tables([old.filter(pc.invert(same)), now]), path, compression="zstd")
+    if drop is None or not len(was):
+        return 0
+    return sum(drop(row) for row in was.to_pandas().itertuples())
 
 
 def labels_path(directory: Path, site: str) -> Path:

@@ -7,57 +7,29 @@ run again: whole shards are known, half ones were never renamed into place.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from smearline import cbc, dataset, images, pseudonyms
+from smearline import cbc, dataset, images, labelling, lookup, pseudonyms
 from smearline.errors import ImageError, ImportSourceError, SiteError
 from smearline.import_folders import listing, only_one
+from smearline.import_report import ImportReport
 from smearline.sites import Site
 from smearline.source_tables import Described, SourceTables
 from smearline.sources import Source, at_end
 
 Json = dict[str, Any]
 Progress = Callable[[int, int], None]
-
-
-@dataclass
-class ImportReport:
-    """What became of the files. `found` is the sum of the imported, the already there, the tables and the quarantined."""
-
-    found: int = 0
-    imported: int = 0
-    already_there: int = 0
-    tables: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)
-    unlabelled: int = 0
-    labels: int = 0
-    conflicted: int = 0
-    rows_without_image: int = 0
-    count_values: int = 0
-    relabelled: int = 0
-    other_identity: int = 0
-    ignored_columns: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = {
-            f"{self.found} files found = {self.imported} imported + {self.already_there} there already"
-            f" + {self.tables} tables read + {self.quarantined.total()} quarantined": True,
-            f"quarantined: {', '.join(f'{n} {r}' for r, n in self.quarantined.most_common()) or 'none'}": True,
-            f"labels: {self.labels} in all; {self.conflicted} images conflicted (left out of training and scoring), "
-            f"{self.unlabelled} images of this run unlabelled": True,
-            f"table rows without an image here: {self.rows_without_image}": self.rows_without_image,
-            f"labels corrected: {self.relabelled}": self.relabelled,
-            f"columns that mean nothing here: {', '.join(self.ignored_columns)}": self.ignored_columns,
-            f"blood counts: {self.count_values} values": self.count_values,
-        }
-        return "\n".join(line for line, said in lines.items() if said)
+_BLOCK = 2048
+"""Files that are read, hashed and decoded together."""
 
 
 def import_source(
@@ -133,21 +105,30 @@ class _Import:
         self.report = ImportReport(ignored_columns=tables.ignored_columns)
         self.key = pseudonyms.key(site)
         self.files_path = into / "local" / f"files-{site.name}.parquet"
+        self.pattern = at_end(source.pattern)
         self.quarantine: list[Json] = []
-        self.labels: list[Json] = []
+        self.labels: list[pa.Table] = []
 
-    def known_files(self, new: list[Json]) -> pd.DataFrame:
-        """The raw paths of the site's images, with the new ones."""
-        return dataset.merge_rows(self.files_path, new, dataset.FILES, ["path", "sha256"])
+    def files(self) -> pa.Table:
+        """The raw paths of the site's images."""
+        there = self.files_path.exists()
+        return pq.read_table(self.files_path, schema=dataset.FILES) if there else dataset.FILES.empty_table()
+
+    def describe(self, path: str) -> Described:
+        match = self.pattern.search(path)
+        assert match is not None, "only what fits is described"
+        return self.tables.describe(path, match.groupdict(""))
 
     def images(self, root: Path, paths: list[str], progress: Progress | None) -> None:
         """Import every image among `paths`; all that can be refused is refused before anything is written."""
-        found = [self.tables.describe(path, match.groupdict("")) for path, match in self.sort(paths)]
+        found = self.sort(paths)
         if not found:
             raise ImportSourceError(
                 f"no image under {root} fits the layout of '{self.source.name}' ({len(paths)} files found); "
                 f"it expects .../{self.source.pattern}"
             )
+        for path in found:
+            self.describe(path)
         counts = [row for path in self.tables.count_files for row in cbc.read_counts(path, self.site, self.key)]
         with only_one(self.into):
             corrected = self.write(root, found, progress)
@@ -155,49 +136,66 @@ class _Import:
             self.report.count_values = int(known["value"].notna().sum())
             self.store(corrected, paths)
 
-    def write(self, root: Path, found: list[Described], progress: Progress | None) -> set[str]:
-        """New images into new shards. Returns the images whose file was imported before: their labels are said anew."""
-        there = _identities(self.into)
-        before = self.known_files([])
-        known = before[before["path"].isin([item.path for item in found])].drop_duplicates("sha256")
-        owners = dict(zip(known["sha256"], known["path"], strict=True))  # the first with these bytes
-        files: list[Json] = []
-        patients: list[Json] = []
-        with dataset.CellWriter(self.into / "cells", self.site.name) as writer:
-            for done, item in enumerate(found, 1):
-                if progress:
-                    progress(done, len(found))
-                try:
-                    data = (root / item.path).read_bytes()
-                except OSError as error:
-                    self.reject(item.path, "unreadable", str(error.strerror))
-                    continue
-                sha256 = hashlib.sha256(data).hexdigest()
-                owner, of = self.owner(item), {"sha256": sha256, "size_bytes": len(data)}
-                site, *identity = there.get(sha256, (self.site.name, None, None))
-                if owners.setdefault(sha256, item.path) != item.path or site != self.site.name:
-                    where = f", an image of site '{site}'" if site != self.site.name else ""
-                    self.reject(item.path, "duplicate", f"duplicate of {sha256}{where}", **of)
-                elif sha256 in there:
-                    self.report.already_there += 1
-                    self.report.other_identity += identity != [owner["patient"], owner["smear"]]
-                else:
-                    try:
-                        writer.add(owner | self.cell(data, item) | {"sha256": sha256})
-                    except ImageError as error:
-                        self.reject(item.path, error.reason, error.detail, **of)
+    def write(self, root: Path, paths: list[str], progress: Progress | None) -> set[str]:
+        """New images into new shards, a block of files at a time. Returns the images whose file was imported before: their
+        labels are said anew."""
+        known, files_before, gone = lookup.Known(self.into), self.files(), set(dataset.deleted(self.into))
+        here = files_before.filter(pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string())))
+        before = {(row["path"], row["sha256"]) for row in here.to_pylist()}
+        owners: dict[str, str] = {}  # the first file with these bytes
+        for row in here.to_pylist():
+            owners.setdefault(row["sha256"], row["path"])
+        files: list[tuple[str, str]] = []
+        patients: dict[tuple[str | None, str | None], Json] = {}
+        with dataset.CellWriter(self.into / "cells", self.site.name) as writer, ThreadPoolExecutor() as pool:
+            for start in range(0, len(paths), _BLOCK):
+                block = [self.describe(path) for path in paths[start : start + _BLOCK]]
+                read = list(pool.map(lambda item: _read(root / item.path), block))
+                there = known.find([sha256 for sha256, _ in read if sha256], ["site", "patient", "smear"])
+                new = [
+                    (data, item) if sha256 and sha256 not in there else None
+                    for (sha256, data), item in zip(read, block, strict=True)
+                ]
+                cells = pool.map(lambda job: job and self.cell(*job), new)
+                labels: list[Json] = []
+                for item, (sha256, data), cell in zip(block, read, cells, strict=True):
+                    path, owner = _printable(item.path), self.owner(item)
+                    if not sha256:
+                        self.reject(item.path, "unreadable", data.decode())
                         continue
-                    self.report.imported += 1
-                files.append({"path": _printable(item.path), "sha256": sha256})
-                self.report.unlabelled += not any(label["name"] == "type" for label in item.labels)
-                self.labels += [{**label, "sha256": sha256} for label in item.labels]
-                if owner["patient"]:
-                    patients.append(owner | _patient(item))
-        path = self.into / "labels" / f"patients-{self.site.name}.parquet"
-        dataset.merge_rows(path, patients, dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
-        self.known_files(files)
-        known_files = set(zip(before["path"], before["sha256"], strict=True))
-        return {row["sha256"] for row in files if (row["path"], row["sha256"]) in known_files}
+                    site, *identity = there.get(sha256, (self.site.name, None, None))
+                    of = {"sha256": sha256, "size_bytes": len(data)}
+                    if sha256 in gone:
+                        self.reject(
+                            item.path, "deleted", "an image of a patient who was deleted; it is not taken again", **of
+                        )
+                        continue
+                    if owners.setdefault(sha256, path) != path or site != self.site.name:
+                        where = f", an image of site '{site}'" if site != self.site.name else ""
+                        self.reject(item.path, "duplicate", f"duplicate of {sha256}{where}", **of)
+                    elif isinstance(cell, ImageError):
+                        self.reject(item.path, cell.reason, cell.detail, **of)
+                        continue
+                    elif cell is None:
+                        self.report.already_there += 1
+                        self.report.other_identity += identity != [owner["patient"], owner["smear"]]
+                    else:
+                        writer.add(owner | cell | {"sha256": sha256})
+                        self.report.imported += 1
+                    files.append((path, sha256))
+                    self.report.unlabelled += not any(label["name"] == "type" for label in item.labels)
+                    labels += [{**label, "sha256": sha256} for label in item.labels]
+                    if owner["patient"]:
+                        patients[owner["patient"], owner["smear"]] = owner | _patient(item)
+                self.labels.append(pa.Table.from_pylist(labels, schema=dataset.LABELS))
+                if progress:
+                    progress(min(start + _BLOCK, len(paths)), len(paths))
+        table = self.into / "labels" / f"patients-{self.site.name}.parquet"
+        dataset.merge_rows(table, patients.values(), dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
+        if fresh := [{"path": p, "sha256": s} for p, s in files if (p, s) not in before]:
+            added = pa.Table.from_pylist(fresh, schema=dataset.FILES)
+            dataset.write_table(pa.concat_tables([files_before, added]), self.files_path, compression="zstd")
+        return {sha256 for path, sha256 in files if (path, sha256) in before}
 
     def labels_of_imported(self, paths: list[str]) -> None:
         """Labels for images that are in the data set already, joined by the file names of their import."""
@@ -206,13 +204,17 @@ class _Import:
                 f"source '{self.source.name}' labels images of site '{self.site.name}' by file name, and {self.files_path} does "
                 f"not list any. Import the images into {self.into} first, on this machine."
             )
-        for file in self.known_files([]).itertuples():
-            self.labels += [{**label, "sha256": file.sha256} for label in self.tables.describe(file.path, {}).labels]
-        if not self.labels:
+        labels = [
+            {**label, "sha256": file["sha256"]}
+            for file in self.files().to_pylist()
+            for label in self.tables.describe(file["path"], {}).labels
+        ]
+        if not labels:
             raise ImportSourceError(
                 f"none of the {self.tables.num_rows} rows of '{self.source.name}' names an image of site '{self.site.name}'"
             )
-        labelled = {row["sha256"] for row in self.labels}
+        self.labels.append(pa.Table.from_pylist(labels, schema=dataset.LABELS))
+        labelled = {row["sha256"] for row in labels}
         self.report.rows_without_image = self.tables.num_rows - len(labelled)
         others = [p for p in paths if p not in self.tables.files]
         for path in others:
@@ -220,10 +222,9 @@ class _Import:
         with only_one(self.into):
             self.store(labelled, others)
 
-    def sort(self, paths: list[str]) -> list[tuple[str, re.Match[str]]]:
-        """The images among the files, with the match of their paths; what is none is rejected."""
+    def sort(self, paths: list[str]) -> list[str]:
+        """The images among the files; what is none is rejected."""
         candidates = []
-        pattern = at_end(self.source.pattern)
         for path in paths:
             name = path.rsplit("/", 1)[-1]
             if path in self.tables.files:
@@ -232,11 +233,11 @@ class _Import:
                 self.reject(path, "hidden_file", "the name starts with a dot")
             elif not name.lower().endswith(images.SUFFIXES):
                 self.reject(path, "not_an_image", f"only {', '.join(images.SUFFIXES)} are read")
-            elif match := pattern.search(path):
-                candidates.append((path, match))
+            elif self.pattern.search(path):
+                candidates.append(path)
             else:
                 self.reject(path, "not_in_layout", f"no path of source '{self.source.name}'")
-        for path in self.tables.listed_but_missing(p for p, _ in candidates):
+        for path in self.tables.listed_but_missing(candidates):
             self.report.found += 1
             self.reject(path, "missing", "listed in a table, but there is no such file")
         return candidates
@@ -260,15 +261,21 @@ class _Import:
         path = _printable(path)
         return path if self.site.identifiers == "public" else self.pseudonym("file", path)
 
-    def cell(self, data: bytes, item: Described) -> Json:
-        """The picture's part of a row of CELLS. Raises ImageError where the picture, its scale or its date cannot be used."""
+    def cell(self, data: bytes, item: Described) -> Json | ImageError:
+        """The picture's part of a row of CELLS, or why the picture, its scale or its date cannot be used."""
+        try:
+            return self._cell(data, item)
+        except ImageError as error:
+            return error
+
+    def _cell(self, data: bytes, item: Described) -> Json:
         pixels = images.check(data)
         try:
             said, acquired = item.fields.get("microns_per_px"), item.fields.get("acquired_at")
             if said and self.scale and not _agree(float(said), self.scale):
                 raise ImageError("scale_contradicted", f"the table says {said} um/px, the site's file {self.scale}")
             scale = self.scale or (float(said) if said else None)
-            moment = pd.to_datetime(acquired, utc=True).to_pydatetime() if acquired else None
+            moment = _moment(acquired) if acquired else None
         except ValueError as error:
             raise ImageError("bad_table_value", str(error)[:200]) from error
         return {
@@ -296,20 +303,18 @@ class _Import:
 
         key = ["site", "file", "reason"]
         dataset.merge_rows(self.into / "quarantine.parquet", self.quarantine, dataset.QUARANTINE, key, drop=stale)
-        said = {(r["sha256"], r["name"], r["value"]) for r in self.labels}
+        labels = pa.concat_tables([dataset.LABELS.empty_table(), *self.labels])
+        anew = labels.filter(pc.is_in(labels["sha256"], pa.array(corrected, pa.string()))).to_pylist()
+        said = {(row["sha256"], row["name"], row["value"]) for row in anew}
         named = {(sha256, name) for sha256, name, _ in said}
 
         def withdrawn(row: Any) -> bool:
-            of_ours = row.source == self.source.name and row.sha256 in corrected and (row.sha256, row.name) in named
+            of_ours = row.source == self.source.name and (row.sha256, row.name) in named
             return of_ours and (row.sha256, row.name, row.value) not in said
 
-        key, path = ["sha256", "name", "value", "labelled_by", "source"], dataset.labels_path(self.into, self.site.name)
-        before = len(dataset.merge_rows(path, [], dataset.LABELS, key))
-        self.report.relabelled = before - len(dataset.merge_rows(path, [], dataset.LABELS, key, drop=withdrawn))
-        dataset.merge_rows(path, self.labels, dataset.LABELS, key)
-        labels = dataset.read_labels(self.into)
-        self.report.labels = len(labels)
-        self.report.conflicted = int(labels.loc[labels["conflicted"], "sha256"].nunique())
+        path = dataset.labels_path(self.into, self.site.name)
+        self.report.relabelled = dataset.merge_labels(path, labels, withdrawn)
+        self.report.labels, self.report.conflicted = labelling.count(self.into)
 
 
 def _patient(item: Described) -> Json:
@@ -323,10 +328,19 @@ def _patient(item: Described) -> Json:
     }
 
 
-def _identities(into: Path) -> dict[str, tuple[str, str | None, str | None]]:
-    """sha256 to site, patient and smear, of the images that are there."""
-    if not any((into / "cells").glob("[!.]*.parquet")):
-        return {}
-    frame = dataset.index(into, ["sha256", "site", "patient", "smear"]).astype(object)
-    frame = frame.where(frame.notna(), None)
-    return dict(zip(frame["sha256"], zip(frame["site"], frame["patient"], frame["smear"], strict=True), strict=True))
+def _read(path: Path) -> tuple[str, bytes]:
+    """The SHA-256 of a file and its bytes; nothing, and why, where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return "", str(error.strerror).encode()
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def _moment(said: str) -> datetime:
+    """A point in time; without an offset it is UTC. Raises ValueError."""
+    try:
+        found = datetime.fromisoformat(said)
+    except ValueError:
+        found = pd.to_datetime(said, utc=True).to_pydatetime()
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)

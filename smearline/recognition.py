@@ -7,7 +7,7 @@ and trained_on.parquet (which cells and patients it has seen, so that nobody is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -145,23 +145,39 @@ def recognise(
     Raises:
         DataError: no image is left; or an image of the data set cannot be decoded.
     """
-    tables: list[pa.Table] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for metadata, batch in _batches(model, directory, keep, pool):
-            outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
-            tables.append(table_of(model.card, metadata, batch, *outputs))
-            if progress:
-                progress(len(metadata))
+    tables = list(recognised(model, directory, keep=keep, progress=progress, threads=threads))
     if not tables:
         raise DataError(f"no image to recognise in {directory}")
     return split(pa.concat_tables(tables))
 
 
+def recognised(
+    model: RecognitionModel,
+    directory: Path,
+    *,
+    shards: Sequence[Path] | None = None,
+    keep: set[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+    threads: int = 2,
+) -> Iterator[pa.Table]:
+    """Tables of `table_of`, a batch at a time, so that memory is that of a batch; `shards`: of these alone. As `recognise`."""
+    with ThreadPoolExecutor(threads) as pool:
+        for metadata, batch in _batches(model, directory, shards, keep, pool):
+            outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
+            yield table_of(model.card, metadata, batch, *outputs)
+            if progress:
+                progress(len(metadata))
+
+
 def _batches(
-    model: RecognitionModel, directory: Path, keep: set[str] | None, pool: ThreadPoolExecutor
+    model: RecognitionModel,
+    directory: Path,
+    shards: Sequence[Path] | None,
+    keep: set[str] | None,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.uint8]]]:
     columns = ["sha256", "site", "patient", "smear", "microns_per_px", "image"]
-    for block in dataset.iter_rows(directory, columns, batch=8 * _BATCH):
+    for block in dataset.iter_rows(directory, columns, batch=8 * _BATCH, only=shards):
         wanted = [i for i, s in enumerate(block["sha256"]) if keep is None or s in keep]
         metadata = []
         for i in wanted:

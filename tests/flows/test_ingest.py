@@ -14,7 +14,7 @@ from tiny import cell
 from flows import audit, ingest
 from flows.workspace import Workspace
 from serving.cases import Answer, Case, CaseStore, case_of
-from smearline import cbc, dataset
+from smearline import cbc, dataset, deletion
 
 pytest_plugins = ["tiny_fixtures"]
 
@@ -67,6 +67,19 @@ def test_nothing_signed_off_and_no_file_is_nothing_new(space: Workspace):
     before = space.git("rev-parse", "HEAD")
     assert run(space).name == "NothingNew"
     assert space.git("rev-parse", "HEAD") == before
+
+
+def test_of_a_deleted_patient_nothing_is_taken_in_again(space: Workspace):
+    signed(space, {})
+    assert run(space).is_completed()
+    images, labels, _ = contents(space)
+    data = space.folder / "data"
+    assert deletion.forget(data, "lab", "p-new", "asked for it", NOW)["images"] == 2
+    signed(space, {}, smear="s-later")  # the same pictures, sent once more
+    assert run(space).is_completed()
+    assert contents(space)[:2] == (images - 2, labels - 2 + 1), (
+        "only the label of the picture that is another patient's"
+    )
 
 
 def test_a_signed_case_becomes_images_labels_diagnosis_and_counts(space: Workspace):

@@ -85,7 +85,7 @@ def make(folder: Path) -> Workspace:
             dataset.labels_path(folder / "data", site), said, dataset.LABELS, ["sha256", "name", "value", "source"]
         )
     known = dataset.index(folder / "data", ["sha256", "patient"])
-    known.assign(split="test", group=known["patient"])[["sha256", "split", "group"]].to_parquet(
+    known.assign(split="test", group=known["patient"], near_duplicate=False).drop(columns="patient").to_parquet(
         folder / "splits.parquet"
     )
     pd.DataFrame({"sha256": ["f" * 64], "site": ["lab"], "patient": ["other"]}).to_parquet(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import picture, put
 
-from smearline import dataset, differential, evaluation, importing, recogniser, sites, sources, vocabulary
+from smearline import dataset, differential, evaluation, importing, recogniser, recognition, sites, sources, vocabulary
 from smearline.errors import DataError, ModelError
 from smearline.metrics.intervals import exact_bounds
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard, RecognitionModel
@@ -153,3 +153,28 @@ def test_a_damaged_model_folder_says_what_is_wrong(folder: Path):
     put(package / "recogniser" / CARD_FILE, "{}")
     with pytest.raises(ModelError, match="no model card"):
         RecognitionModel(package / "recogniser")
+
+
+def test_a_whole_data_set_is_recognised_shard_by_shard_and_goes_on_where_it_stood(
+    folder: Path, cells: Path, tmp_path: Path
+):
+    from pipelines import recognise as job
+
+    def run(model: Path = folder) -> dict:
+        return job.recognise(model, cells, tmp_path / "out", workers=2)
+
+    assert run() | {"seconds": 0} == {"shards": 2, "there_before": 0, "images": 14, "seconds": 0}
+    found = pd.concat(pd.read_parquet(path) for path in sorted((tmp_path / "out").glob("*.parquet")))
+    expected, vectors = recognition.recognise(RecognitionModel(folder), cells)
+    named = [dict(zip(part["sha256"], part["predicted_type"], strict=True)) for part in (found, expected)]
+    assert named[0] == named[1] and len(named[0]) == 14
+    assert np.stack(found["embedding"]).shape == vectors.shape
+
+    gone = sorted((tmp_path / "out").glob("*.parquet"))[0]
+    content = gone.read_bytes()
+    gone.rename(gone.with_name(f".{gone.name}.1.unfinished"))  # killed while it was written
+    assert run()["shards"] == 1 and gone.read_bytes() == content
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in dataset.shards(cells))
+    other = model_folder(tmp_path / "other_model", {})
+    with pytest.raises(DataError, match="made by another model"):
+        run(other)

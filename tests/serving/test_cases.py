@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from conftest import picture
@@ -179,3 +180,22 @@ def test_what_a_flow_reads(store: CaseStore):
     sign(store, "hospital", smear)
     assert case_of("hospital", smear) in {c.case_id for c in store.signed_off()}
     assert store.export_log() and store.export_log() == []
+
+
+def test_a_forgotten_patient_leaves_nothing(store: CaseStore):
+    add(store, smear="his"), add(store, smear="hers")
+    mine, hers = case_of("hospital", "his"), case_of("hospital", "hers")
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql(f"update cases set patient = 'him' where case_id = '{mine}'")
+    key = Key("t", "k", "d")
+    told = {"reviewer": "r", "at": NOW.isoformat(), "comment": "sure"}
+    store.review(mine, f"body of {mine}".encode(), [{"sha256": "0", "name": "type", "value": "EOS", **told}], None, key)
+    logs = store.export_log()
+    (images,) = [p for p in (store.home / "incoming").rglob("*.parquet") if "his" in str(pq.read_table(p)["smear"])]
+    assert store.forget("hospital", "him") == {"cases": 1, "answers": 1, "incoming_shards": 1}
+    assert store.case(mine) is None and store.stored(key) is None and not images.exists()
+    assert store.case(hers) is not None
+    assert {case for path in logs for case in pq.read_table(path)["case_id"].to_pylist()} == {hers}
+    assert store.forget("hospital", "him") == {"cases": 0, "answers": 0, "incoming_shards": 0}
+    if store._engine.dialect.name == "sqlite":
+        assert not any(mine.encode() in p.read_bytes() for p in store.home.glob("cases.sqlite*"))

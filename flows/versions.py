@@ -1,0 +1,143 @@
+"""Versions of the data set: the files of one, as DVC and git hold them, and what changed between two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from dvc.repo import Repo
+
+from flows.workspace import FlowError
+from smearline import dataset
+
+_SAID = ("sha256", "name", "value", "source_label", "labelled_by", "role", "source")
+
+
+def files(workspace: Path, data: Path, rev: str | None = None) -> dict[str, str]:
+    """The files of the data set at `data`, relative to it, with the MD5 of each; of the pointers as they lie there, or of `rev`.
+
+    Raises:
+        FlowError: there is no such revision, no version of the data in it, or a listing is neither in the cache nor fetched.
+    """
+    with Repo(str(workspace)) as repo:
+        return _files(repo, data, rev)
+
+
+def diff(workspace: Path, data: Path, old: str, new: str) -> dict[str, Any]:
+    """What changed in the data set between two revisions of git, from the cache: only files that differ are read.
+
+    Returns:
+        shards (added, removed), images (added, removed; by site), labels (added, removed, and changed from what to what), and the
+        other files that differ.
+
+    Raises:
+        FlowError: as `files`, or a file that differs is not in the cache.
+    """
+    with Repo(str(workspace)) as repo:
+        before, after = _files(repo, data, old), _files(repo, data, new)
+        gone = {name: md5 for name, md5 in before.items() if after.get(name) != md5}
+        came = {name: md5 for name, md5 in after.items() if before.get(name) != md5}
+        cached = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in {*gone.values(), *came.values()}}
+    if missing := [name for name, md5 in {**gone, **came}.items() if not cached[md5].exists()]:
+        raise FlowError(f"not in DVC's cache: {', '.join(missing[:3])} and so on; get them: dvc fetch --all-commits")
+    read = lambda named, kind, columns: _read(named, kind, columns, cached)  # noqa: E731
+    images = [read(named, "cells/", ("sha256", "site")) for named in (gone, came)]
+    removed, added = (
+        mine.filter(pc.invert(pc.is_in(mine["sha256"], theirs["sha256"])))
+        for mine, theirs in (images, reversed(images))
+    )
+    labels = [read(named, "labels/cells-", _SAID) for named in (gone, came)]
+    return {
+        "old": old,
+        "new": new,
+        "shards": {"added": _number(came, "cells/"), "removed": _number(gone, "cells/")},
+        "images": {"added": _by_site(added), "removed": _by_site(removed)},
+        "labels": _labels(*labels),
+        "other_files": sorted({n for n in {**gone, **came} if not n.startswith(("cells/", "labels/cells-"))}),
+    }
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    lines = [f"{found['old']} to {found['new']}"]
+    lines.append(f"shards: {found['shards']['added']} added, {found['shards']['removed']} removed")
+    for what, by_site in found["images"].items():
+        told = ", ".join(f"{site} {number:,}" for site, number in by_site.items())
+        lines.append(f"images {what}: {sum(by_site.values()):,}" + (f" ({told})" if told else ""))
+    labels = found["labels"]
+    lines.append(f"labels: {labels['added']:,} added, {labels['removed']:,} removed, {labels['changed']:,} changed")
+    lines += [f"  {row['name']}: {row['old']} to {row['new']}  {row['number']:,}" for row in labels["changes"]]
+    lines += [f"changed: {name}" for name in found["other_files"]]
+    return "\n".join(lines)
+
+
+def _files(repo: Repo, data: Path, rev: str | None) -> dict[str, str]:
+    try:
+        for _ in repo.brancher(revs=[rev]) if rev else [""]:
+            if rev and _ == "workspace":
+                continue
+            found: dict[str, str] = {}
+            for out in repo.index.outs:
+                path = Path(repo.root_dir, *out.fs.parts(out.fs_path)[len(out.fs.parts(repo.root_dir)) :])
+                if out.stage.cmd or not path.is_relative_to(Path(repo.root_dir, data)):
+                    continue
+                name = path.relative_to(Path(repo.root_dir, data)).as_posix()
+                tree = out.get_obj()
+                if tree is None:
+                    raise FlowError(f"the listing of {out} is not in DVC's cache; get it: dvc fetch --all-commits")
+                if out.hash_info.isdir:
+                    found |= {f"{name}/{'/'.join(key)}": info.value for key, _meta, info in tree}
+                else:
+                    found[name] = out.hash_info.value
+            if found:
+                return found
+    except FlowError:
+        raise
+    except Exception as error:  # dvc's, scm's and git's errors share no base class
+        raise FlowError(f"the version '{rev or 'here'}' of {data} cannot be told: {error}") from error
+    raise FlowError(
+        f"'{rev or repo.root_dir}' holds no version of {data}; make one: dvc add {data}/cells … && git commit"
+    )
+
+
+def _read(named: Mapping[str, str], kind: str, columns: tuple[str, ...], cached: Mapping[str, Path]) -> pa.Table:
+    schema = pa.schema([(dataset.LABELS if "name" in columns else dataset.CELLS).field(c) for c in columns])
+    mine = [md5 for name, md5 in sorted(named.items()) if name.startswith(kind) and "/deleted/" not in name]
+    return pa.concat_tables(
+        [schema.empty_table(), *(pq.read_table(cached[md5], columns=list(columns)) for md5 in mine)]
+    )
+
+
+def _number(named: Mapping[str, str], kind: str) -> int:
+    return sum(name.startswith(kind) and "/deleted/" not in name for name in named)
+
+
+def _by_site(rows: pa.Table) -> dict[str, int]:
+    counts = rows.group_by("site").aggregate([("sha256", "count")]).to_pylist()
+    return {row["site"]: row["sha256_count"] for row in sorted(counts, key=lambda row: row["site"])}
+
+
+def _labels(before: pa.Table, after: pa.Table) -> dict[str, Any]:
+    """Labels that only one of the two says; of one image and name, a changed one."""
+    whole = [
+        pc.binary_join_element_wise(*(pc.fill_null(table[c], "") for c in _SAID), "\0") for table in (before, after)
+    ]
+    gone = before.filter(pc.invert(pc.is_in(whole[0], whole[1]))).to_pandas()
+    came = after.filter(pc.invert(pc.is_in(whole[1], whole[0]))).to_pandas()
+    key = ["sha256", "name", "role"]
+    both = gone.merge(came, on=key, suffixes=("_old", "_new")).drop_duplicates(key)
+    changed = both[both["value_old"] != both["value_new"]]
+    counts = changed.groupby(["name", "value_old", "value_new"]).size().sort_values(ascending=False)
+    same = len(both)
+    return {
+        "added": len(came) - same,
+        "removed": len(gone) - same,
+        "changed": len(changed),
+        "changes": [
+            {"name": name, "old": was, "new": now, "number": int(number)} for (name, was, now), number in counts.items()
+        ],
+    }

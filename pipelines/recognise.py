@@ -1,0 +1,124 @@
+"""Batch recognition: the packaged recogniser over a whole data set, as a Ray Data job (`smearline recognise`).
+
+    python -m pipelines.recognise --model package/recogniser --cells data --out recognised [--workers 2]
+
+On this machine, or on the cluster at $RAY_ADDRESS (where data set, model and OUT lie under the same paths on every node). A
+shard is one piece of work: OUT/SHARD.parquet holds a row a cell, as `recognition.table_of` says, and is renamed into place when
+it is whole. Killed at any moment, the same command does what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from pipelines.training import start_ray
+from smearline import dataset
+from smearline.errors import DataError
+from smearline.recognition import RecognitionModel, recognised
+
+MODEL_KEY = b"smearline.model"
+_ROWS = 8192
+"""Written together."""
+
+
+class RecogniseShard:
+    """A worker: the model loaded once, then a shard at a time."""
+
+    def __init__(self, model: str, cells: str, out: str, threads: int) -> None:
+        self.model = RecognitionModel(Path(model), threads)
+        self.cells, self.out, self.threads = Path(cells), Path(out), threads
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard, started, num = Path(str(row["shard"])), time.monotonic(), 0
+        tables = recognised(self.model, self.cells, shards=[shard], threads=self.threads)
+        if (first := next(tables, None)) is not None:  # else every image of the shard is deleted
+            whole = self.out / shard.name
+            unfinished = whole.with_name(f".{whole.name}.{os.getpid()}.unfinished")
+            schema = first.schema.with_metadata({MODEL_KEY: self.model.embedding_version})
+            with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+                waiting = [first]
+                for table in chain(tables, [None]):
+                    if table is None or sum(map(len, waiting)) >= _ROWS:
+                        part = pa.concat_tables(waiting)
+                        writer.write_table(part, row_group_size=_ROWS)
+                        num, waiting = num + len(part), []
+                    waiting += [] if table is None else [table]
+            unfinished.replace(whole)
+        return {"images": num, "seconds": time.monotonic() - started}
+
+
+def recognise(
+    model: Path,
+    cells: Path,
+    out: Path,
+    *,
+    workers: int,
+    threads: int = 1,
+    gpus: float = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Recognise what is not recognised yet.
+
+    Args:
+        workers: processes, each with `threads` CPUs and `gpus` GPUs.
+        progress: called with shards done and shards in all.
+
+    Returns:
+        shards and images recognised now, shards there before, seconds.
+
+    Raises:
+        DataError: OUT holds answers of another model.
+    """
+    loaded, shards = RecognitionModel(model), dataset.shards(cells)
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(".*.unfinished"):
+        left.unlink()
+    before = sorted(out.glob("[!.]*.parquet"))
+    for path in before:
+        by = (pq.read_schema(path).metadata or {}).get(MODEL_KEY, b"").decode()
+        if by != loaded.embedding_version:
+            raise DataError(f"{path} was made by another model ({by or 'unknown'}); give another --out, or remove it")
+    there = {path.name for path in before}
+    todo = [{"shard": str(shard.resolve())} for shard in shards if shard.name not in there]
+    done, num, started = len(shards) - len(todo), 0, time.monotonic()
+    found = {"shards": len(todo), "there_before": done}
+    if todo:
+        start_ray(workers, threads)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        work = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+            RecogniseShard,  # type: ignore[arg-type]  # Ray's own note says a class will do
+            fn_constructor_args=[str(p.resolve()) for p in (model, cells, out)] + [threads],
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
+            num_cpus=threads,
+            num_gpus=gpus or None,
+        )
+        for row in work.iter_rows():
+            done, num = done + 1, num + int(row["images"])
+            if progress:
+                progress(done, len(shards))
+    return {**found, "images": num, "seconds": round(time.monotonic() - started, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    for name in ("--model", "--cells", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--gpus-per-worker", type=float, default=0)
+    given = parser.parse_args()
+    print(recognise(given.model, given.cells, given.out, workers=given.workers, gpus=given.gpus_per_worker))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""What a data set holds, told without reading a picture: by site, scanner, stain, type, label source, month and split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from smearline import dataset, lookup, vocabulary
+
+UNLABELLED, CONFLICTED = "unlabelled", "conflicted"
+_BY = ("site", "scanner", "stain", "origin", "source", "type", "month", "split")
+
+
+def stats(directory: Path, splits: Path | None = None) -> dict[str, Any]:
+    """Counts of a data set.
+
+    Args:
+        splits: splits.parquet of the stage `split`; None: without the splits.
+
+    Returns:
+        images, image_bytes, by (column to value to images), sites (images, smears and patients each), labels (by source,
+        by whom and in which role), duplicates, and of each split its images, patients and how far its mix of types is from that
+        of all images (total variation distance, 0 to 1).
+
+    Raises:
+        DataError: the data set holds no image.
+    """
+    images = _images(directory)
+    bits = lookup.bits(images["sha256"])
+    order = np.argsort(bits, kind="stable")
+    labels = _labels(directory)
+    frame = images.drop_columns(["sha256", "acquired_at"]).to_pandas()
+    frame["type"] = _types(labels, bits, order)
+    month = pc.strftime(images["acquired_at"], format="%Y-%m").dictionary_encode()
+    frame["month"] = month.to_pandas()
+    told: dict[str, Any] = {}
+    if splits is not None:
+        known = pq.read_table(splits, columns=["sha256", "split", "group", "near_duplicate"])
+        place = _places(bits, order, lookup.bits(known["sha256"]))
+        named = known["split"].to_pandas().to_numpy(object)
+        split = np.full(len(frame), "in no split", object)
+        split[place[place >= 0]] = named[place >= 0]
+        frame["split"] = pd.Categorical(split)
+        near = known.filter(known["near_duplicate"])
+        rows = frame.iloc[_places(bits, order, lookup.bits(near["sha256"]))][["site", "patient"]]
+        groups = rows.astype(str).groupby(near["group"].to_pandas().to_numpy())
+        told = {
+            "near": len(near),
+            "near_across_patients": int((groups["patient"].nunique() > 1).sum()),
+            "near_across_sites": int((groups["site"].nunique() > 1).sum()),
+        }
+    return {
+        "images": len(frame),
+        "image_bytes": sum(_image_bytes(shard) for shard in dataset.shards(directory)),
+        "shards": len(dataset.shards(directory)),
+        "deleted": len(dataset.deleted(directory)),
+        "scale_unknown": int(frame["microns_per_px"].isna().sum()),
+        "by": {column: _counts(frame[column]) for column in _BY if column in frame},
+        "sites": _sites(frame),
+        "labels": _label_counts(labels),
+        "duplicates": {"exact": _exact(directory), **told},
+        "splits": _balance(frame) if splits is not None else {},
+    }
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    lines = [f"{found['images']:,} images, {found['image_bytes'] / 1e9:.2f} GB in {found['shards']} shards"]
+    lines += [f"{found['deleted']:,} deleted, {found['scale_unknown']:,} of unknown scale"]
+    for site, told in found["sites"].items():
+        lines.append(
+            f"  {site:20} {told['images']:>10,} images {told['smears']:>8,} smears {told['patients']:>8,} patients"
+        )
+    for column, counts in found["by"].items():
+        lines.append(f"by {column}")
+        lines += [f"  {value:40} {number:>10,}" for value, number in counts.items()]
+    lines.append("labels")
+    lines += [
+        f"  {told['labels']:>10,}  {told['name']:16} {told['role']:12} {told['source']}, {told['labelled_by']}"
+        for told in found["labels"]
+    ]
+    lines.append(
+        "duplicates: "
+        + ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in found["duplicates"].items())
+    )
+    for split, told in found["splits"].items():
+        lines.append(
+            f"split {split}: {told['images']:,} images, {told['patients']:,} patients; its mix of types is "
+            f"{told['distance']:.3f} from that of all, of sites {told['distance_sites']:.3f} (0: the same, 1: nothing shared)"
+        )
+    return "\n".join(lines)
+
+
+def _images(directory: Path) -> pa.Table:
+    words = ["site", "scanner", "stain", "origin", "source", "patient", "smear"]
+    columns = ["sha256", *words, "microns_per_px", "acquired_at"]
+    gone = pa.array(dataset.deleted(directory), pa.string())
+    tables = [pq.read_table(shard, columns=columns, read_dictionary=words) for shard in dataset.shards(directory)]
+    dataset.refuse_empty(directory, tables)
+    whole = pa.concat_tables(tables).unify_dictionaries()
+    return whole.filter(pc.invert(pc.is_in(whole["sha256"], gone))) if len(gone) else whole
+
+
+def _labels(directory: Path) -> pa.Table:
+    words = ["name", "value", "labelled_by", "role", "source"]
+    found = [
+        pq.read_table(path, columns=["sha256", *words], read_dictionary=words)
+        for path in sorted(directory.glob("labels/cells-*.parquet"))
+    ]
+    empty = dataset.LABELS.empty_table().select(["sha256", *words])
+    return pa.concat_tables(found).unify_dictionaries() if found else empty
+
+
+def _places(bits: NDArray[np.uint64], order: NDArray[np.int64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The row of each wanted image; -1 where it is not there."""
+    at = np.minimum(np.searchsorted(bits, wanted, sorter=order), len(bits) - 1)
+    rows = order[at]
+    return np.where(bits[rows] == wanted, rows, -1)
+
+
+def _types(labels: pa.Table, bits: NDArray[np.uint64], order: NDArray[np.int64]) -> pd.Categorical:
+    """The type of each image: the finer of a parent and its child; what is said in two ways is conflicted."""
+    words = vocabulary.load()
+    mine = labels.filter((pc.field("name") == "type") & (pc.field("role") == "reference"))
+    rows = _places(bits, order, lookup.bits(mine["sha256"]))
+    value = pd.Categorical(mine["value"].to_pandas())
+    names = [*value.categories, UNLABELLED, CONFLICTED]
+    value, rows = value.codes[rows >= 0].astype(np.int16), rows[rows >= 0]
+    parent = np.isin(value, [names.index(p) for p in words.parents if p in names])
+    found = np.full(len(bits), names.index(UNLABELLED), np.int16)
+    found[rows[parent]] = value[parent]
+    found[rows[~parent]] = value[~parent]
+    agrees = np.eye(len(names), dtype=bool)
+    for above, children in words.parents.items():
+        for child in children:
+            if above in names and child in names:
+                agrees[names.index(above), names.index(child)] = True
+    found[rows[~agrees[value, found[rows]]]] = names.index(CONFLICTED)
+    return pd.Categorical.from_codes(found, names)
+
+
+def _counts(values: pd.Series) -> dict[str, int]:
+    counts = values.value_counts(dropna=False)
+    return {"unknown" if pd.isna(name) else str(name): int(number) for name, number in counts.items() if number}
+
+
+def _sites(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    found = frame.groupby("site", observed=True).agg(
+        images=("site", "size"), smears=("smear", "nunique"), patients=("patient", "nunique")
+    )
+    return {str(site): {name: int(number) for name, number in row.items()} for site, row in found.iterrows()}
+
+
+def _label_counts(labels: pa.Table) -> list[dict[str, Any]]:
+    frame = labels.drop_columns(["sha256", "value"]).to_pandas()
+    counts = frame.groupby(["name", "role", "source", "labelled_by"], observed=True).size()
+    return [
+        {**dict(zip(counts.index.names, map(str, key), strict=True)), "labels": int(number)}
+        for key, number in counts.items()
+    ]
+
+
+def _exact(directory: Path) -> int:
+    path = directory / "quarantine.parquet"
+    rows = pq.read_table(path, columns=["reason"]) if path.exists() else dataset.QUARANTINE.empty_table()
+    return int(pc.sum(pc.equal(rows["reason"], "duplicate")).as_py() or 0)
+
+
+def _balance(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    found = {}
+    for split, rows in frame.groupby("split", observed=True):
+        distance = {
+            name: float(
+                (rows[name].value_counts(normalize=True) - frame[name].value_counts(normalize=True)).abs().sum() / 2
+            )
+            for name in ("type", "site")
+        }
+        found[str(split)] = {
+            "images": len(rows),
+            "patients": int(rows.groupby("site", observed=True)["patient"].nunique().sum()),
+            "distance": distance["type"],
+            "distance_sites": distance["site"],
+            "by_type": _counts(rows["type"]),
+        }
+    return found
+
+
+def _image_bytes(shard: Path) -> int:
+    footer = pq.read_metadata(shard)
+    place = footer.schema.names.index("image")
+    return sum(footer.row_group(i).column(place).total_compressed_size for i in range(footer.num_row_groups))

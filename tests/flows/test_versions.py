@@ -1,0 +1,101 @@
+"""What changed between two versions of the data set, and whether it is whole, by the installed command in a workspace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT
+from tiny import cell
+
+from flows import versions
+from flows.workspace import FlowError, Workspace
+from smearline import dataset
+
+pytest_plugins = ["tiny_fixtures"]
+DATA = Path("data")
+
+
+def command(space: Workspace, *given: str) -> subprocess.CompletedProcess[str]:
+    """`python -m smearline.cli`, which looks for the flows beside itself."""
+    env = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run(
+        [sys.executable, "-m", "smearline.cli", *given], cwd=space.folder, env=env, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def changed(space: Workspace) -> Workspace:
+    """Two new images at 'lab', an image less at 'second' (its shard written anew), and labels added, removed and changed."""
+    data = space.folder / "data"
+    with dataset.CellWriter(data / "cells", "lab") as writer:
+        for seed in (7000, 7001):
+            writer.add(cell(seed, "lab", "new", "new"))
+    (old,) = (data / "cells").glob("second-*.parquet")
+    rows = dataset.pq.read_table(old)
+    dataset.write_shard(data / "cells", "second", rows.slice(1))
+    old.unlink()
+    path = dataset.labels_path(data, "lab")
+    labels = dataset.pq.read_table(path).to_pylist()
+    assert [row["value"] for row in labels[:2]] == ["BLAST", "BLAST"]
+    labels[0]["value"], labels[1]["value"] = "MONO", "MONO"
+    new = {**labels[3], "sha256": f"{7000:064x}"}
+    dataset.write_table(dataset.pa.Table.from_pylist([*labels[:2], *labels[3:], new], schema=dataset.LABELS), path)
+    space.commit("another version", *space.add_data(DATA))
+    return space
+
+
+def test_images_and_labels_that_came_went_and_changed_are_counted(changed: Workspace):
+    found = versions.diff(changed.folder, DATA, "HEAD~1", "HEAD")
+    assert found["shards"] == {"added": 2, "removed": 1}
+    assert found["images"] == {"added": {"lab": 2}, "removed": {"second": 1}}
+    changes = [{"name": "type", "old": "BLAST", "new": "MONO", "number": 2}]
+    assert found["labels"] == {"added": 1, "removed": 1, "changed": 2, "changes": changes}
+    back = versions.diff(changed.folder, DATA, "HEAD", "HEAD~1")
+    assert (back["images"], back["labels"]["changed"]) == ({"added": {"second": 1}, "removed": {"lab": 2}}, 2)
+    same = versions.diff(changed.folder, DATA, "HEAD", "HEAD")
+    assert same["labels"] == {"added": 0, "removed": 0, "changed": 0, "changes": []}
+
+
+def test_as_it_is_typed(changed: Workspace):
+    said = command(changed, "diff", "HEAD~1", "HEAD", "--json")
+    assert json.loads(said.stdout)["images"]["added"] == {"lab": 2}, said.stderr
+    assert "images added: 2 (lab 2)" in command(changed, "diff", "HEAD~1").stdout
+    assert "by site" in command(changed, "stats").stdout
+    said = command(changed, "diff", "HEAD~1", "nowhere")
+    assert said.returncode == 2 and "'nowhere'" in said.stderr and "Traceback" not in said.stderr
+
+
+def test_a_revision_whose_bytes_are_not_here_says_how_to_get_them(changed: Workspace):
+    shutil.rmtree(changed.folder / ".dvc/cache/files")
+    with pytest.raises(FlowError, match="dvc fetch"):
+        versions.diff(changed.folder, DATA, "HEAD~1", "HEAD")
+
+
+def test_verify_holds_the_bytes_against_the_version(changed: Workspace):
+    whole = command(changed, "verify")
+    assert "labels of images that no shard holds" in whole.stdout  # of the image that was taken out above
+    (shard,) = (changed.folder / "data/cells").glob("second-*.parquet")
+    content = shard.read_bytes()
+    shard.unlink()  # the cache may hold the same file
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = command(changed, "verify", "--json")
+    found = {finding["where"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 1 and found[f"cells/{shard.name}"]["kind"] == "damaged"
+    remedy = found[f"cells/{shard.name}"]["remedy"].split(";")[0]
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(remedy, shell=True, cwd=changed.folder, env=env, check=True)
+    assert shard.read_bytes() == content, "what is said to be typed brings it back"
+
+
+def test_forget_and_compact_as_they_are_typed(space: Workspace):
+    said = command(space, "forget", "lab-p3", "--site", "lab", "--reason", "asked for it")
+    assert said.returncode == 0 and "images 20, labels 20" in said.stdout, said.stderr
+    assert len(dataset.index(space.folder / "data")) == 300
+    assert "1 shards rewritten: 20 images" in command(space, "compact").stdout
+    assert command(space, "forget", "nobody", "--site", "lab", "--reason", "a slip").returncode == 2
