@@ -5,7 +5,7 @@ thumbnails (zero mean, unit norm: a unit vector d of 256 numbers) is at least `M
 |a - b|^2 = 2 (1 - a.b), and an orthonormal projection never lengthens a distance, so that pairs which are near in a few
 low-frequency DCT coefficients hold every pair, and the full vectors confirm it. In so many dimensions a tree looks at nearly every
 point, so points are compared by matrix products, slab by slab of the two coefficients that vary most: memory is that of a block,
-and time grows with the square of the images. Threshold and false-alarm rate are measured in bench/near_duplicates.py on real images.
+and time grows with the square of the images. Threshold and false-alarm rate are measured by bench/near_duplicates.py.
 """
 
 from __future__ import annotations
