@@ -99,9 +99,7 @@ def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) 
         same picture stays: then the two are in conflict."""
         return (old.sha256, old.source) in again and said.get((old.sha256, old.name, old.source)) != old.value
 
-    dataset.merge_labels(
-        dataset.labels_path(data, site), pa.Table.from_pylist(labels, schema=dataset.LABELS), withdrawn
-    )
+    dataset.merge_labels(data, site, pa.Table.from_pylist(labels, schema=dataset.LABELS), withdrawn)
     path, of_smear = data / "labels" / f"patients-{site}.parquet", ["site", "patient", "smear"]
     known = {tuple(row[k] for k in of_smear): row for row in pq.read_table(path).to_pylist()} if path.exists() else {}
     diagnosed = [_patient(case, known) for case in cases if case.patient and case.diagnosis]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.cells import SPLITS
-from smearline import dataset, plain_json, settings, splits
+from smearline import commands, dataset, plain_json, settings, splits
 
 
 def main() -> None:
     params = settings.load()
     frame = dataset.index(params.data.folder, ["sha256", "site", "patient", "smear", "thumbnail"])
-    assigned = splits.assign(frame, **dict(params.split))
+    kept = params.data.folder / "local" / "near-duplicates.npz"
+    with commands.progress_line("images searched for near duplicates") as shown:
+        assigned = splits.assign(frame, **dict(params.split), kept=kept, progress=shown)
     assigned.to_parquet(SPLITS, index=False)
     joined = frame[["site", "patient"]].assign(split=assigned["split"], group=assigned["group"])
     by_site: dict[str, dict[str, dict[str, int]]] = {}

@@ -2,7 +2,7 @@
 
 DIR/cells/*.parquet          images as acquired (CELLS), never changed, only appended
 DIR/cells/deleted/*.parquet  images whose patient was deleted (DELETED): no reader sees them, no import brings them back
-DIR/labels/cells-SITE.parquet     a row a label (LABELS); may change, is small
+DIR/labels/cells-SITE.NUMBER.parquet  a row a label (LABELS), LABEL_PART images each; may change, is small
 DIR/labels/patients-SITE.parquet  a row a patient and smear (PATIENTS)
 DIR/cbc/*.parquet            blood counts, a row a value (smearline.cbc)
 DIR/quarantine.parquet       what was not imported, and why (QUARANTINE)
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +27,8 @@ from smearline import vocabulary
 from smearline.errors import DataError
 
 SHARD_BYTES = 128_000_000
+LABEL_PART = 8192
+"""Images whose labels stand in one table: what a day adds or a relabelling touches is written anew, and no more."""
 ROW_GROUP = 64
 """Rows read together in training; at 16 kB an image a group is about a megabyte."""
 
@@ -263,28 +266,46 @@ def _merged(
     return pa.concat_tables([old, new]).to_pandas().drop_duplicates(list(key), keep=keep).reset_index(drop=True)
 
 
-def merge_labels(path: Path, rows: pa.Table, drop: Callable[[Any], bool] | None = None) -> int:
-    """Add rows of LABELS to a site's table, without those that `drop` picks among the old rows of the same images. Only
-    those images' rows are looked at closely, so that the work hangs on what comes and not on what is there.
+def merge_labels(directory: Path, site: str, rows: pa.Table, drop: Callable[[Any], bool] | None = None) -> int:
+    """Add rows of LABELS to a site's tables, without those that `drop` picks among the old rows of the same images. An image's
+    labels stay in the table that holds them, new images fill the last one; no other table is written, so that the work, and what
+    DVC moves, hang on what comes and not on what is there.
 
     Returns:
         How many labels of before are gone.
     """
+    went, last, room = 0, 0, 0
+    for path in label_paths(directory, site):
+        named = pq.read_table(path, columns=["sha256"])["sha256"]
+        touched = pc.is_in(rows["sha256"], named)
+        if pc.any(touched).as_py():
+            went += _merge_part(path, rows.filter(touched), drop)
+            rows = rows.filter(pc.invert(touched))
+        if (number := path.name.split(".")[1]).isdigit():
+            last, room = int(number), LABEL_PART - pc.count_distinct(named).as_py()
+    image = rows["sha256"].combine_chunks().dictionary_encode().indices.to_numpy() - max(room, 0)
+    part_N = np.where(image < 0, last, last + 1 + image // LABEL_PART)
+    for part in np.unique(part_N):
+        path = directory / "labels" / f"cells-{site}.{part:05d}.parquet"
+        _merge_part(path, rows.filter(pa.array(part_N == part)), None)
+    return went
+
+
+def _merge_part(path: Path, rows: pa.Table, drop: Callable[[Any], bool] | None) -> int:
     old = pq.read_table(path, schema=LABELS) if path.exists() else LABELS.empty_table()
     same = pc.is_in(old["sha256"], pc.unique(rows["sha256"]))
     was = old.filter(same)
     frame = _merged(was, rows, LABEL_KEY, "first", drop)
     frame["conflicted"] = _conflicted(frame)
     now = pa.Table.from_pandas(frame, schema=LABELS, preserve_index=False)
-    if not path.exists() or not now.equals(was):
+    if not now.equals(was):
         write_table(pa.concat_tables([old.filter(pc.invert(same)), now]), path, compression="zstd")
-    if drop is None or not len(was):
-        return 0
-    return sum(drop(row) for row in was.to_pandas().itertuples())
+    return sum(drop(row) for row in was.to_pandas().itertuples()) if drop else 0
 
 
-def labels_path(directory: Path, site: str) -> Path:
-    return directory / "labels" / f"cells-{site}.parquet"
+def label_paths(directory: Path, site: str) -> list[Path]:
+    """A site's tables of labels, the one that is filled last."""
+    return sorted(directory.glob(f"labels/cells-{site}.*parquet"))
 
 
 def read_labels(directory: Path) -> pd.DataFrame:

@@ -312,8 +312,7 @@ class _Import:
             of_ours = row.source == self.source.name and (row.sha256, row.name) in named
             return of_ours and (row.sha256, row.name, row.value) not in said
 
-        path = dataset.labels_path(self.into, self.site.name)
-        self.report.relabelled = dataset.merge_labels(path, labels, withdrawn)
+        self.report.relabelled = dataset.merge_labels(self.into, self.site.name, labels, withdrawn)
         self.report.labels, self.report.conflicted = labelling.count(self.into)
 
 

@@ -67,8 +67,7 @@ def label(
             of_mine = supersede or (old.source, old.labelled_by) == ("labels", by)
             return of_mine and old.role == "reference" and named.get((old.sha256, old.name), old.value) != old.value
 
-        path = dataset.labels_path(directory, site)
-        went = dataset.merge_labels(path, pa.Table.from_pylist(rows, schema=dataset.LABELS), superseded)
+        went = dataset.merge_labels(directory, site, pa.Table.from_pylist(rows, schema=dataset.LABELS), superseded)
     return {"labels": len(rows), "superseded": went}
 
 

@@ -47,3 +47,9 @@ def bits(sha256s: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
     text = np.frombuffer(whole.cast(pa.binary(64)).buffers()[1], np.uint8).reshape(-1, 64)[: len(whole), 48:]
     nibbles = _NIBBLE[text]
     return (nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).view(">u8").ravel().astype(np.uint64)
+
+
+def places(bits: NDArray[np.uint64], order: NDArray[np.int64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The row of each wanted image among `bits` (whose `argsort` is `order`); -1 where it is not there."""
+    rows = order[np.minimum(np.searchsorted(bits, wanted, sorter=order), len(bits) - 1)]
+    return np.where(bits[rows] == wanted, rows, -1)

@@ -8,7 +8,8 @@ else cell), so that a group of a patient keeps its place when other data are add
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,8 @@ def assign(
     train_sites: Sequence[str] = (),
     test_only_sites: Sequence[str] = (),
     near_duplicate_correlation: float = duplicates.MIN_CORRELATION,
+    kept: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Columns sha256, split ('train', 'val', 'test'), group and near_duplicate (whether it has one), in the order of `frame`.
 
@@ -36,6 +39,8 @@ def assign(
         val, test: expected shares of the groups.
         train_sites: if not empty, every other site is test alone.
         test_only_sites: sites that are test alone.
+        kept: where the near duplicates that are found are kept for the next time.
+        progress: called with (images compared, images to compare).
 
     Raises:
         DataError: a site named is not in the data, or nothing is left to train on.
@@ -47,7 +52,7 @@ def assign(
         )
     keys = _natural_keys(frame)
     codes, _ = pd.factorize(keys)
-    near = duplicates.pairs(list(frame["thumbnail"]), near_duplicate_correlation)
+    near = duplicates.kept_pairs(kept, frame["sha256"], frame["thumbnail"], near_duplicate_correlation, progress)
     component = duplicates.groups(codes.max() + 1, codes[near])[codes]
     rank = np.select([frame["patient"].notna(), frame["smear"].notna()], ["0", "1"], "2")
     group = (rank + keys).groupby(component).transform("min").str[1:]

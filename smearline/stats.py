@@ -44,13 +44,13 @@ def stats(directory: Path, splits: Path | None = None) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if splits is not None:
         known = pq.read_table(splits, columns=["sha256", "split", "group", "near_duplicate"])
-        place = _places(bits, order, lookup.bits(known["sha256"]))
+        place = lookup.places(bits, order, lookup.bits(known["sha256"]))
         named = known["split"].to_pandas().to_numpy(object)
         split = np.full(len(frame), "in no split", object)
         split[place[place >= 0]] = named[place >= 0]
         frame["split"] = pd.Categorical(split)
         near = known.filter(known["near_duplicate"])
-        rows = frame.iloc[_places(bits, order, lookup.bits(near["sha256"]))][["site", "patient"]]
+        rows = frame.iloc[lookup.places(bits, order, lookup.bits(near["sha256"]))][["site", "patient"]]
         groups = rows.astype(str).groupby(near["group"].to_pandas().to_numpy())
         told = {
             "near": len(near),
@@ -119,18 +119,11 @@ def _labels(directory: Path) -> pa.Table:
     return pa.concat_tables(found).unify_dictionaries() if found else empty
 
 
-def _places(bits: NDArray[np.uint64], order: NDArray[np.int64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The row of each wanted image; -1 where it is not there."""
-    at = np.minimum(np.searchsorted(bits, wanted, sorter=order), len(bits) - 1)
-    rows = order[at]
-    return np.where(bits[rows] == wanted, rows, -1)
-
-
 def _types(labels: pa.Table, bits: NDArray[np.uint64], order: NDArray[np.int64]) -> pd.Categorical:
     """The type of each image: the finer of a parent and its child; what is said in two ways is conflicted."""
     words = vocabulary.load()
     mine = labels.filter((pc.field("name") == "type") & (pc.field("role") == "reference"))
-    rows = _places(bits, order, lookup.bits(mine["sha256"]))
+    rows = lookup.places(bits, order, lookup.bits(mine["sha256"]))
     value = pd.Categorical(mine["value"].to_pandas())
     names = [*value.categories, UNLABELLED, CONFLICTED]
     value, rows = value.codes[rows >= 0].astype(np.int16), rows[rows >= 0]

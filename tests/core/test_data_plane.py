@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from conftest import picture, put
 
@@ -132,7 +133,7 @@ def test_a_truncated_and_a_missing_shard_are_found_and_so_are_labels_without_the
     assert found == {
         f"cells/{shards[0].name}": "damaged",
         f"cells/{shards[1].name}": "missing",
-        "labels/cells-lab.parquet": "label_without_image",
+        "labels/cells-lab.00001.parquet": "label_without_image",
     }
     assert {f.kind for f in integrity.verify(data)} == {"damaged", "label_without_image"}, "without a version, too"
 
@@ -233,7 +234,51 @@ def test_labels_from_a_table_stand_beside_or_in_place_of_the_earlier_ones(made, 
 def test_labels_that_cannot_be_taken_are_refused_whole(made, tmp_path: Path, text: str, error: type, says: str):
     data, _ = made
     sha256 = dataset.index(data).query("site == 'lab'")["sha256"].iloc[0]
-    before = dataset.labels_path(data, "lab").read_bytes()
+    before = dataset.label_paths(data, "lab")[0].read_bytes()
     with pytest.raises(error, match=says):
         labelling.label(data, "lab", put(tmp_path / "t.csv", text.format(sha256)), "reader 2", NOW)
-    assert dataset.labels_path(data, "lab").read_bytes() == before
+    assert dataset.label_paths(data, "lab")[0].read_bytes() == before
+
+
+def label_rows(*sha256s: str, value: str = "EOS") -> pa.Table:
+    common = {"name": "type", "value": value, "labelled_by": "r", "role": "reference", "source": "labels"}
+    return pa.Table.from_pylist([{"sha256": s, **common} for s in sha256s], schema=dataset.LABELS)
+
+
+def test_new_labels_fill_the_last_table_and_a_relabelling_writes_those_it_touches(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(dataset, "LABEL_PART", 4)
+    images = [f"{i:064x}" for i in range(11)]
+
+    def held() -> list[list[int]]:
+        tables = [pa.parquet.read_table(path)["sha256"].to_pylist() for path in dataset.label_paths(tmp_path, "lab")]
+        return [sorted(images.index(s) for s in table) for table in tables]
+
+    dataset.merge_labels(tmp_path, "lab", label_rows(*images[:6]))
+    assert held() == [[0, 1, 2, 3], [4, 5]]
+    first = dataset.label_paths(tmp_path, "lab")[0]
+    before = first.stat().st_mtime_ns
+    dataset.merge_labels(tmp_path, "lab", label_rows(*images[4:]))
+    assert held() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert first.stat().st_mtime_ns == before
+
+    second = dataset.label_paths(tmp_path, "lab")[1]
+    before = second.stat().st_mtime_ns
+    went = dataset.merge_labels(tmp_path, "lab", label_rows(images[1], images[9], value="BASO"), lambda row: True)
+    assert went == 2
+    assert second.stat().st_mtime_ns == before
+    assert held() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    labels = pd.concat(map(pd.read_parquet, dataset.label_paths(tmp_path, "lab")))
+    assert sorted(images.index(s) for s in labels.loc[labels["value"] == "BASO", "sha256"]) == [1, 9]
+    dataset.merge_labels(tmp_path, "la", label_rows(images[0]))  # a site whose name begins alike has its own
+    assert len(dataset.label_paths(tmp_path, "la")) == 1
+    assert len(dataset.label_paths(tmp_path, "lab")) == 3
+
+
+def test_an_image_under_two_labels_has_both_in_one_table(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(dataset, "LABEL_PART", 2)
+    images = [f"{i:064x}" for i in range(5)]
+    both = pa.concat_tables([label_rows(*images), label_rows(images[0], value="BASO")])
+    dataset.merge_labels(tmp_path, "lab", both)
+    tables = [pd.read_parquet(path) for path in dataset.label_paths(tmp_path, "lab")]
+    assert [len(table) for table in tables] == [3, 2, 1]
+    assert tables[0].loc[tables[0]["sha256"] == images[0], "conflicted"].all()

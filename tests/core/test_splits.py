@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -108,3 +109,30 @@ def test_impossible_splits_are_refused():
         splits.assign(cells(), seed=1, val=0.1, test=0.1, train_sites=["c"])
     with pytest.raises(DataError, match="no image is left to train on"):
         splits.assign(cells(), seed=1, val=0.1, test=0.1, test_only_sites=["a", "b"])
+
+
+def test_an_added_day_is_compared_with_all_and_what_was_found_before_is_kept(tmp_path: Path, monkeypatch):
+    frame = cells(3000)
+    for new, old in ((40, 2), (2500, 30), (2600, 2700)):
+        frame.at[new, "thumbnail"] = frame.at[old, "thumbnail"]
+    file = tmp_path / "local" / "near.npz"
+
+    def found(rows: pd.DataFrame) -> list[list[int]]:
+        return duplicates.kept_pairs(file, rows["sha256"], rows["thumbnail"]).tolist()
+
+    assert found(frame[:2000]) == [[2, 40]]
+    compared: list[int] = []
+    real = duplicates._near
+
+    def counted(points, new, *rest):
+        compared.append(int(new.sum()))
+        return real(points, new, *rest)
+
+    monkeypatch.setattr(duplicates, "_near", counted)
+    assert found(frame) == duplicates.pairs(list(frame["thumbnail"])).tolist() == [[2, 40], [30, 2500], [2600, 2700]]
+    assert compared == [1000, 3000]
+    again = frame.drop([40]).sample(frac=0.9, random_state=1).reset_index(drop=True)
+    assert found(again) == duplicates.pairs(list(again["thumbnail"])).tolist()
+    assert compared[2:] == [len(again)]  # of the two searches only the one that keeps nothing compared
+    duplicates.kept_pairs(file, frame["sha256"], frame["thumbnail"], 0.9)  # another threshold is another search
+    assert compared[-1] == 3000

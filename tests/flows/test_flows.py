@@ -280,7 +280,7 @@ def test_a_new_label_of_a_frozen_cell_needs_a_new_approval(space: Workspace, tok
     says(space, "v1")
     run(promote, space)
     approve(space.folder, "v1", "looked")
-    path = dataset.labels_path(space.folder / "data", "lab")
+    path = dataset.label_paths(space.folder / "data", "lab")[0]
     table = pd.read_parquet(path)
     table.loc[0, "value"] = "EOS"
     table.to_parquet(path)
@@ -299,7 +299,7 @@ def test_what_is_frozen_stays(second: Workspace):
     pd.read_parquet(frozen).iloc[10:].to_parquet(frozen)
     assert "what is frozen stays" in run(promote, second).message
     second.git("checkout", str(smears.FROZEN))
-    dataset.labels_path(second.folder / "data", "second").unlink()
+    dataset.label_paths(second.folder / "data", "second")[0].unlink()
     second.run("dvc", "add", "-q", "data/labels")
     second.commit("labels gone", "data/labels.dvc")
     assert "no frozen cell of second" in run(promote, second).message

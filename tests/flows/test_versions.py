@@ -40,7 +40,7 @@ def changed(space: Workspace) -> Workspace:
     rows = dataset.pq.read_table(old)
     dataset.write_shard(data / "cells", "second", rows.slice(1))
     old.unlink()
-    path = dataset.labels_path(data, "lab")
+    path = dataset.label_paths(data, "lab")[0]
     labels = dataset.pq.read_table(path).to_pylist()
     assert [row["value"] for row in labels[:2]] == ["BLAST", "BLAST"]
     labels[0]["value"], labels[1]["value"] = "MONO", "MONO"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import CHECKOUT, picture, put
 
@@ -81,9 +82,7 @@ def make(folder: Path) -> Workspace:
             for row in rows:
                 writer.add(row)
         said = [label(str(row["sha256"]), TYPES[i // 8 % 4]) for i, row in enumerate(rows)]
-        dataset.merge_rows(
-            dataset.labels_path(folder / "data", site), said, dataset.LABELS, ["sha256", "name", "value", "source"]
-        )
+        dataset.merge_labels(folder / "data", site, pa.Table.from_pylist(said, schema=dataset.LABELS))
     known = dataset.index(folder / "data", ["sha256", "patient"])
     known.assign(split="test", group=known["patient"], near_duplicate=False).drop(columns="patient").to_parquet(
         folder / "splits.parquet"
