@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -34,13 +35,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil  # type: ignore[import-untyped]
+import pyarrow as pa
 import simplejpeg
 import yaml
 
 from bench import results
 from flows.lines import prepare
 from flows.workspace import PRODUCT, Workspace, environment
-from smearline import dataset, sites
+from smearline import dataset, lookup, sites
 from smearline.simulator import simulate
 
 IMAGES, SITES, SMEARS, DELIVERY = 1_476_727, 8, 6000, 75
@@ -244,9 +246,10 @@ def version(scale: Scale, what: str) -> None:
 def relabel(scale: Scale, names: list[str]) -> dict[str, Any]:
     """One label in a hundred is another now, by `smearline label`."""
     random, count, data = np.random.default_rng(5), 0, scale.space.folder / "data"
-    labels = dataset.read_labels(data)
     for name in names:
-        mine = labels[labels["sha256"].isin(dataset.index(data, ["sha256", "site"]).query("site == @name")["sha256"])]
+        mine = pd.concat(
+            [pd.read_parquet(path, columns=["sha256", "value"]) for path in dataset.label_paths(data, name)]
+        )
         some = mine.sample(frac=0.01, random_state=random)
         table = scale.space.folder / "raw" / f"relabel-{name}.csv"
         table.parent.mkdir(exist_ok=True)
@@ -268,6 +271,51 @@ def second_clone(scale: Scale) -> dict[str, Any]:
     started = time.monotonic()
     second.run("dvc", "pull", "-q", *(f"data/{n}" for n in ("cells", "labels", "cbc", "quarantine.parquet")))
     return {"pull_seconds": round(time.monotonic() - started, 1), "bytes": tree_bytes(folder / "data")}
+
+
+def pull_again(scale: Scale) -> dict[str, Any]:
+    """The second clone takes what is new."""
+    second = Workspace(PRODUCT / ".work" / f"{scale.space.folder.name}-second")
+    before = tree_bytes(second.folder / ".dvc" / "cache")
+    second.git("pull", "-q")
+    started = time.monotonic()
+    second.run("dvc", "pull", "-q", "data/cells", "data/labels")
+    seconds = round(time.monotonic() - started, 1)
+    return {"pull_seconds": seconds, "bytes": tree_bytes(second.folder / ".dvc" / "cache") - before}
+
+
+def near_duplicates(scale: Scale) -> dict[str, Any]:
+    """Pairs that the last split called near duplicates: every picture is another one, so each is a false alarm."""
+    data = scale.space.folder / "data"
+    with np.load(data / "local" / "near-duplicates.npz") as kept:
+        images, pairs = len(kept["searched"]), kept["pairs"]
+    files = dataset.read_tables(data / "local", "files-*.parquet", dataset.FILES)
+    drawing = dict(zip(lookup.bits(pa.array(files["sha256"])), files["path"].str.rsplit("_", n=1).str[0], strict=True))
+    same = sum(drawing[a] == drawing[b] for a, b in pairs)
+    return {
+        "images": images,
+        "possible_pairs": images * (images - 1) // 2,
+        "pairs": len(pairs),
+        "pairs_of_one_drawing_turned": same,
+        "images_in_a_pair": len(np.unique(pairs)),
+    }
+
+
+def contents(scale: Scale) -> dict[str, Any]:
+    """What the data set holds, to be compared with a run that was never killed."""
+    data = scale.space.folder / "data"
+    frame, labels = (
+        dataset.index(data, ["sha256"]),
+        dataset.read_labels(data),
+    )  # raises where an image stands in it twice
+    said = labels.sort_values(["sha256", "name", "value", "labelled_by"])[["sha256", "name", "value", "labelled_by"]]
+    return {
+        "images": len(frame),
+        "images_digest": dataset.digest(frame),
+        "labels": len(labels),
+        "labels_digest": hashlib.sha256(said.to_csv(index=False).encode()).hexdigest(),
+        "unfinished_files": len(list(data.rglob(".*.unfinished"))),
+    }
 
 
 def loose(scale: Scale, first: set[str]) -> None:
@@ -348,17 +396,23 @@ def main() -> None:
     first = scale.step("shards", lambda: {"first": [path.name for path in dataset.shards(space.folder / "data")]})[
         "first"
     ]
-    scale.step("pull", lambda: second_clone(scale))
+    scale.step("first version: pull", lambda: second_clone(scale))
+    scale.step("split", lambda: scale.run("pipelines.split"))
     smears = max(SITES, round(DAY * given.images / IMAGES))
     cells = given.images // max(SITES, round(SMEARS * given.images / IMAGES))
     day = [(900 + i, i, [cells] * (smears // SITES + (i < smears % SITES))) for i in range(SITES)]
     bring_in(scale, names, day, "day")
     version(scale, "a day")
+    scale.step("a day: pull", lambda: pull_again(scale))
     scale.step("relabel", lambda: relabel(scale, names))
     version(scale, "relabelled")
-    scale.step("split with near duplicates", lambda: scale.run("pipelines.split"))
+    scale.step("relabelled: pull", lambda: pull_again(scale))
+    scale.step("split after the day", lambda: scale.run("pipelines.split"))
+    scale.step("near duplicates", lambda: near_duplicates(scale))
     for command in (("stats",), ("diff", "HEAD~1", "HEAD"), ("diff", "HEAD~2", "HEAD"), ("verify",)):
         scale.step(" ".join(command), partial(scale.run, "smearline.cli", *command))
+    scale.step("first batch", lambda: scale.run("bench.first_batch"))
+    scale.step("contents", lambda: contents(scale))
     if given.loose:
         loose(scale, set(first))
     results.write(given.name.replace("-", "_"), summary(scale, given.images))
