@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,7 +44,7 @@ import yaml
 from bench import results
 from flows.lines import prepare
 from flows.workspace import PRODUCT, Workspace, environment
-from smearline import dataset, lookup, sites
+from smearline import dataset, lookup, sites, vocabulary
 from smearline.simulator import simulate
 
 IMAGES, SITES, SMEARS, DELIVERY = 1_476_727, 8, 6000, 75
@@ -189,6 +191,11 @@ def draw(folder: Path, sites_folder: Path, site: str, number: int, cells: list[i
     return told
 
 
+def die_with_parent() -> None:
+    """So that no process waits for work for ever when this one is killed (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def take(scale: Scale, command: tuple[str, ...], told: dict[str, Any]) -> dict[str, Any]:
     found = scale.run(*command)
     imported = re.search(
@@ -208,7 +215,7 @@ def bring_in(scale: Scale, names: list[str], plan: list[tuple[int, int, list[int
         folder = raw / f"{what}-{number}"
         return pool.submit(draw, folder, scale.space.folder / "sites", names[site], number, cells)
 
-    with ProcessPoolExecutor(1) as pool:
+    with ProcessPoolExecutor(1, initializer=die_with_parent) as pool:
         coming = drawn(pool, *todo[0]) if todo else None
         for place, (number, site, _) in enumerate(todo):
             assert coming is not None
@@ -244,17 +251,15 @@ def version(scale: Scale, what: str) -> None:
 
 
 def relabel(scale: Scale, names: list[str]) -> dict[str, Any]:
-    """One label in a hundred is another now, by `smearline label`."""
-    random, count, data = np.random.default_rng(5), 0, scale.space.folder / "data"
+    """One image in a hundred, told by its sha256, has another label, by `smearline label`."""
+    count, data, codes = 0, scale.space.folder / "data", sorted(vocabulary.load().types)
     for name in names:
-        mine = pd.concat(
-            [pd.read_parquet(path, columns=["sha256", "value"]) for path in dataset.label_paths(data, name)]
-        )
-        some = mine.sample(frac=0.01, random_state=random)
+        sha256s = sorted(s for path in dataset.label_paths(data, name) for s in set(pd.read_parquet(path)["sha256"]))
+        some = [s for s in sha256s if int(s[:8], 16) % 100 == 0]
         table = scale.space.folder / "raw" / f"relabel-{name}.csv"
         table.parent.mkdir(exist_ok=True)
-        types = np.where(some["value"] == "NEUT_SEG", "NEUT_BAND", "NEUT_SEG")
-        pd.DataFrame({"sha256": some["sha256"], "type": types}).to_csv(table, index=False)
+        types = [codes[int(s[8:16], 16) % len(codes)] for s in some]
+        pd.DataFrame({"sha256": some, "type": types}).to_csv(table, index=False)
         scale.run("smearline.cli", "label", str(table), "--site", name, "--by", "reader 2", "--supersede")
         count += len(some)
     return {"labels": count}
@@ -387,6 +392,13 @@ def main() -> None:
     free, needed = shutil.disk_usage(PRODUCT).free, given.images * size["bytes"] * (COPIES + LOOSE_COPIES * given.loose)
     if not (PRODUCT / ".work" / given.name).exists() and free < needed:
         raise SystemExit(f"this needs {needed / 1e9:.0f} GB of disk, and {free / 1e9:.0f} GB are free")
+    (PRODUCT / ".work").mkdir(exist_ok=True)
+    with Workspace(PRODUCT / ".work").lock("make scale", given.name):
+        run(given, size)
+
+
+def run(given: argparse.Namespace, size: dict[str, int]) -> None:
+    (PRODUCT / ".work" / given.name / ".git" / "index.lock").unlink(missing_ok=True)  # of a git that was killed
     scale = Scale(given.name, given.images, size)
     space = scale.space
     space.run("dvc", "config", "--local", "cache.type", "hardlink,copy")

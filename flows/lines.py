@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -43,14 +44,17 @@ def prepare(name: str, recipe: str, product: Path = PRODUCT) -> Workspace:
     """Clone the product, or bring the clone up to its last commit, and put the recipe over the parameters."""
     space, origin = Workspace(product / ".work" / name), Workspace(product)
     if not (space.folder / ".git").is_dir():
-        space.folder.parent.mkdir(exist_ok=True)
-        origin.git("clone", "-q", str(product), str(space.folder))
-        space.git("branch", "product")  # the product's commit that the workspace stands on
-        space.git("checkout", "-q", "-b", "workspace")
-        space.git("config", "user.name", "smearline workspace")
-        space.git("config", "user.email", "workspace@localhost")
+        making = Workspace(product / ".work" / f".{name}.unfinished")  # killed half-way it is begun anew
+        shutil.rmtree(making.folder, ignore_errors=True)
+        making.folder.parent.mkdir(exist_ok=True)
+        origin.git("clone", "-q", str(product), str(making.folder))
+        making.git("branch", "product")  # the product's commit that the workspace stands on
+        making.git("checkout", "-q", "-b", "workspace")
+        making.git("config", "user.name", "smearline workspace")
+        making.git("config", "user.email", "workspace@localhost")
         remote = product / ".work" / "remotes" / name
-        space.run("dvc", "remote", "add", "--local", "-q", "-f", "-d", "local", str(remote))
+        making.run("dvc", "remote", "add", "--local", "-q", "-f", "-d", "local", str(remote))
+        making.folder.rename(space.folder)
     else:
         space.git("fetch", "-q", "origin", "+HEAD:refs/heads/product")
         space.git("merge", "-q", "--no-edit", "-X", "theirs", "product")
