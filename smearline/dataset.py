@@ -87,6 +87,8 @@ QUARANTINE = pa.schema(
         ("size_bytes", pa.int64()),
     ]
 )
+OTHER_SITE, OTHER_PATIENT = ", an image of site '{}'", ", an image of another patient"
+"""What a duplicate's `detail` may end in."""
 LABEL_KEY = ["sha256", "name", "value", "labelled_by", "source"]
 FILES = pa.schema([("path", pa.string()), ("sha256", pa.string())])
 DELETED = pa.schema(

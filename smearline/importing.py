@@ -143,6 +143,7 @@ class _Import:
         here = files_before.filter(pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string())))
         before = {(row["path"], row["sha256"]) for row in here.to_pylist()}
         owners: dict[str, str] = {}  # the first file with these bytes
+        patient_of: dict[str, str | None] = {}  # of what is new
         for row in here.to_pylist():
             owners.setdefault(row["sha256"], row["path"])
         files: list[tuple[str, str]] = []
@@ -171,7 +172,9 @@ class _Import:
                         )
                         continue
                     if owners.setdefault(sha256, path) != path or site != self.site.name:
-                        where = f", an image of site '{site}'" if site != self.site.name else ""
+                        where = dataset.OTHER_SITE.format(site) if site != self.site.name else ""
+                        other = {patient_of.get(sha256, identity[0]), owner["patient"]} - {None}
+                        where += dataset.OTHER_PATIENT if site == self.site.name and len(other) > 1 else ""
                         self.reject(item.path, "duplicate", f"duplicate of {sha256}{where}", **of)
                     elif isinstance(cell, ImageError):
                         self.reject(item.path, cell.reason, cell.detail, **of)
@@ -181,6 +184,7 @@ class _Import:
                         self.report.other_identity += identity != [owner["patient"], owner["smear"]]
                     else:
                         writer.add(owner | cell | {"sha256": sha256})
+                        patient_of[sha256] = owner["patient"]
                         self.report.imported += 1
                     files.append((path, sha256))
                     self.report.unlabelled += not any(label["name"] == "type" for label in item.labels)

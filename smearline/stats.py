@@ -66,7 +66,7 @@ def stats(directory: Path, splits: Path | None = None) -> dict[str, Any]:
         "by": {column: _counts(frame[column]) for column in _BY if column in frame},
         "sites": _sites(frame),
         "labels": _label_counts(labels),
-        "duplicates": {"exact": _exact(directory), **told},
+        "duplicates": _exact(directory) | told,
         "splits": _balance(frame) if splits is not None else {},
     }
 
@@ -161,10 +161,14 @@ def _label_counts(labels: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-def _exact(directory: Path) -> int:
+def _exact(directory: Path) -> dict[str, int]:
     path = directory / "quarantine.parquet"
-    rows = pq.read_table(path, columns=["reason"]) if path.exists() else dataset.QUARANTINE.empty_table()
-    return int(pc.sum(pc.equal(rows["reason"], "duplicate")).as_py() or 0)
+    rows = pq.read_table(path, columns=["reason", "detail"]) if path.exists() else dataset.QUARANTINE.empty_table()
+    detail = rows.filter(pc.equal(rows["reason"], "duplicate"))["detail"]
+    parts = {"patients": dataset.OTHER_PATIENT, "sites": dataset.OTHER_SITE.split("{")[0]}
+    return {"exact": len(detail)} | {
+        f"exact_across_{name}": pc.sum(pc.match_substring(detail, part)).as_py() or 0 for name, part in parts.items()
+    }
 
 
 def _balance(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:

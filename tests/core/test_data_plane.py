@@ -17,6 +17,7 @@ from smearline import dataset, deletion, importing, integrity, labelling, lookup
 from smearline.errors import DataError, VocabularyError
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
+EXACT = {"exact": 1, "exact_across_patients": 0, "exact_across_sites": 1}
 CLASSES = ("blast", "lymphocyte", "Neutrophils")
 
 
@@ -75,7 +76,7 @@ def test_the_counts_are_those_of_the_rows(made):
     assert found["images"] == 27 == sum(found["by"]["site"].values())
     assert found["by"]["month"] == {"2026-01": 12, "2026-02": 12, "unknown": 3}
     assert found["sites"]["lab"] == {"images": 24, "smears": 6, "patients": 6}
-    assert found["duplicates"] == {"exact": 1, "near": 0, "near_across_patients": 0, "near_across_sites": 0}
+    assert found["duplicates"] == EXACT | {"near": 0, "near_across_patients": 0, "near_across_sites": 0}
     assert {name: told["images"] for name, told in found["splits"].items()} == {"test": 8, "train": 19}
     assert found["image_bytes"] >= sum(len(picture(i)) for i in range(24))
     assert sum(told["labels"] for told in found["labels"]) == 28
@@ -92,7 +93,7 @@ def test_near_duplicates_are_counted_across_patients_and_sites(made):
     frame.loc[two, ["group", "near_duplicate"]] = ["one", True]
     frame.to_parquet(path, index=False)
     found = stats.stats(data, path)["duplicates"]
-    assert found == {"exact": 1, "near": 3, "near_across_patients": 1, "near_across_sites": 1}
+    assert found == EXACT | {"near": 3, "near_across_patients": 1, "near_across_sites": 1}
 
 
 def expected(data: Path) -> dict[str, str]:
@@ -282,3 +283,14 @@ def test_an_image_under_two_labels_has_both_in_one_table(tmp_path: Path, monkeyp
     tables = [pd.read_parquet(path) for path in dataset.label_paths(tmp_path, "lab")]
     assert [len(table) for table in tables] == [3, 2, 1]
     assert tables[0].loc[tables[0]["sha256"] == images[0], "conflicted"].all()
+
+
+def test_an_image_under_two_patients_is_counted_and_once_alone(tmp_path: Path, sites_folder: Path):
+    into, rows = tmp_path / "data", ["file,type,patient,smear"]
+    for name, seed, patient in (("a", 1, "P1"), ("b", 1, "P2"), ("c", 1, "P1"), ("d", 2, "P3")):
+        put(tmp_path / "raw" / f"{name}.jpg", picture(seed))
+        rows.append(f"{name}.jpg,blast,{patient},{patient}")
+    put(tmp_path / "raw" / "labels.csv", "\n".join(rows))
+    for _ in range(2):
+        importing.import_source(sources.load("folder"), tmp_path / "raw", sites.load("lab"), into)
+        assert stats.stats(into)["duplicates"] == {"exact": 2, "exact_across_patients": 1, "exact_across_sites": 0}
