@@ -226,7 +226,7 @@ class CaseStore:
             for row in images:
                 writer.add(row)
         if images:
-            for path in (*folder.glob(f"*-{answer.answer_id}-*.parquet"), folder, *new):
+            for path in (folder, *new):  # the shards themselves are synced as they are written
                 _sync(path)
 
     def case(self, case_id: str) -> dict[str, Any] | None:
