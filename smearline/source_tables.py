@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from smearline import vocabulary
 from smearline.errors import ImportSourceError
@@ -30,12 +31,35 @@ class Described:
     labels: list[dict[str, Any]]  # rows of LABELS, less sha256
 
 
+class _Rows:
+    """A table's rows by key, kept in columns: a dictionary a row would take six times the memory."""
+
+    def __init__(self, keys: Sequence[str], columns: Iterable[tuple[str, Iterable[str]]]) -> None:
+        hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self.keys = hashes[order], pa.array(keys, pa.large_string()).take(order)
+        self._columns = [
+            (meaning, pa.array(values, pa.large_string()).dictionary_encode().take(order))
+            for meaning, values in columns
+        ]
+
+    def of(self, key: str) -> list[Row]:
+        """In the order of the file."""
+        first, last = (int(np.searchsorted(self._hashes, hash(key), side)) for side in ("left", "right"))
+        found = []
+        for place in range(first, last):
+            if self.keys[place].as_py() == key:
+                said = [(meaning, column[place].as_py()) for meaning, column in self._columns]
+                found.append({meaning: value for meaning, value in said if value or meaning == "class"})
+        return found
+
+
 @dataclass(frozen=True)
 class _Loaded:
     table: Table
     path: str  # relative to the folder that is imported
     groups: Mapping[str, str]
-    rows: Mapping[str, list[Row]]
+    rows: _Rows
 
     @property
     def folder(self) -> str:
@@ -68,7 +92,7 @@ class SourceTables:
                 self.ignored_columns += [f"{path}: {name}" for name in ignored]
                 self._loaded.append(_Loaded(table, path, match.groupdict(), rows))
         self.files = {loaded.path for loaded in self._loaded} | set(counts)
-        self.num_rows = sum(len(rows) for loaded in self._loaded for rows in loaded.rows.values())
+        self.num_rows = sum(len(loaded.rows.keys) for loaded in self._loaded)
 
     def _rows_for(self, known: Mapping[str, str]) -> Iterator[Row]:
         """The rows that speak of a file, given what is known of it (path, name, pattern groups, patient).
@@ -81,7 +105,7 @@ class SourceTables:
             if any(known.get(name) != value for name, value in loaded.groups.items() if name in known):
                 continue
             here = {**known, "path": path.removeprefix(loaded.folder)}
-            rows = loaded.rows.get(_key(loaded.table.joins.format_map(here), loaded.table), [])
+            rows = loaded.rows.of(_key(loaded.table.joins.format_map(here), loaded.table))
             for row in rows:
                 for meaning, value in row.items():
                     if meaning in MEANINGS and meaning != "class" and rows[0].get(meaning) != value:
@@ -125,12 +149,12 @@ class SourceTables:
     def listed_but_missing(self, present: Iterable[str]) -> list[str]:
         """Paths that a table of files names although they are not there."""
         there = {unicodedata.normalize("NFC", p) for p in present}
-        named = {t.folder + key for t in self._loaded if t.table.joins == "{path}" for key in t.rows}
+        named = {t.folder + key for t in self._loaded if t.table.joins == "{path}" for key in t.rows.keys.to_pylist()}
         return sorted(named - there)
 
 
-def _read(path: Path, table: Table) -> tuple[dict[str, list[Row]], list[str]]:
-    """Rows by key, and the names of the columns that mean nothing here."""
+def _read(path: Path, table: Table) -> tuple[_Rows, list[str]]:
+    """Its rows, and the names of the columns that mean nothing here."""
     try:
         frame = pd.read_csv(
             path,
@@ -158,12 +182,9 @@ def _read(path: Path, table: Table) -> tuple[dict[str, list[Row]], list[str]]:
     columns = {meaning: [names] if isinstance(names, str) else names for meaning, names in table.columns.items()}
     means: dict[str, str] = {name.casefold(): meaning for meaning, names in columns.items() for name in names}
     means |= {name: name for name in vocabulary.load().characteristics if table.characteristics}
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for row in frame.to_dict("records"):
-        said = {means[c]: value for c, value in row.items() if c in means and (value or means[c] == "class")}
-        rows[_key(row[key], table)].append(said)
+    rows = _Rows([_key(k, table) for k in frame[key]], [(means[c], frame[c]) for c in frame.columns if c in means])
     known = {*means, *table.ignore, *(k.casefold() for k in table.key)}
-    return dict(rows), [c for c in frame.columns if c not in known]
+    return rows, [c for c in frame.columns if c not in known]
 
 
 def _key(key: str, table: Table) -> str:
