@@ -21,6 +21,7 @@ from smearline import vocabulary
 
 PRODUCT = Path(__file__).resolve().parents[1]
 START, END = "<!-- figures: made by `make figures` -->", "<!-- end of figures -->"
+SCALE_START, SCALES = "<!-- scale: made by `make figures` -->", ("scale", "scale_100000")
 COMMANDS = {
     "real": "make real DATA=folder",
     "cross-pbc": "make real-cross DATA=folder",
@@ -224,10 +225,80 @@ def _bounded(value: float, interval: list[float]) -> str:
     return f"{value:.3f} ({interval[0]:.3f}–{interval[1]:.3f})"
 
 
+def render_scale(results: Path = RESULTS) -> str:
+    """The README's table of the data plane, from the JSON alone."""
+    found = [json.loads(f.read_text(encoding="utf-8")) for n in SCALES if (f := results / f"{n}.json").exists()]
+    if not found:
+        return "No run of `make scale` is recorded yet."
+    columns = [_scale_column(told) for told in found]
+    where = found[0]["provenance"]
+    columns += [_loose_column(told) for told in found if "loose, first version: dvc add" in told["steps"]]
+    head = ["", *(column.pop("head") for column in columns)]
+    rows = [[what, *(column.get(what, "–") for column in columns)] for what in columns[0]]
+    return f"Made by `make scale` on {where['date']}, commit `{where['commit'][:12]}`, {where['machine']}.\n\n{_table(head, rows)}"
+
+
+def _scale_column(told: dict[str, Any]) -> dict[str, str]:
+    steps, came, day = told["steps"], told["import"], told["day"]
+    peaks = ", ".join(f"{mb} at {int(at):,}" for at, mb in came["peak_mb_at_images"].items())
+    first = json.loads(steps["first batch"]["said"])["seconds"]
+    near = steps["near duplicates"]
+    took = lambda name: f"{steps[name].get('pull_seconds', steps[name]['seconds']):.1f} s"  # noqa: E731
+    mb = lambda name: f"{steps[name]['bytes'] / 1e6:,.0f} MB"  # noqa: E731
+    verified = sum(part["bytes"] for part in (came, day)) / steps["verify"]["seconds"] / 1e6
+    return {
+        "head": f"{came['images']:,} simulated images of {came['bytes'] / came['images'] / 1000:.1f} kB",
+        "simulate, one core": f"{told['draw']['images_a_second']:,} images/s",
+        "import": f"{came['images_a_second']:,} images/s, {came['mb_a_second']} MB/s",
+        "import, peak memory (MB)": peaks,
+        "`dvc add`, status": f"{took('first version: dvc add')}, {took('first version: dvc status')}",
+        "`dvc push`, pull": f"{took('first version: dvc push')} ({mb('first version: dvc push')}), {took('first version: pull')}",
+        "a day": f"{day['images']:,} images, {day['bytes'] / 1e6:,.0f} MB",
+        "a day: import": f"{day['seconds']:.0f} s",
+        "a day: `dvc add`, status": f"{took('a day: dvc add')}, {took('a day: dvc status')}",
+        "a day: push, pull": f"{took('a day: dvc push')} ({mb('a day: dvc push')}), {took('a day: pull')}",
+        "1 % relabelled": f"{took('relabel')} in 8 commands, {steps['relabel']['labels']:,} labels",
+        "1 % relabelled: `dvc add`, status": f"{took('relabelled: dvc add')}, {took('relabelled: dvc status')}",
+        "1 % relabelled: push, pull": (
+            f"{took('relabelled: dvc push')} ({mb('relabelled: dvc push')}), {took('relabelled: pull')}"
+        ),
+        "split, all compared with all": f"{took('split')}, {steps['split']['peak_mb'] / 1000:.1f} GB",
+        "split after the day": f"{took('split after the day')}, {steps['split after the day']['peak_mb'] / 1000:.1f} GB",
+        "false alarms among near duplicates": (
+            f"{near['pairs']:,} of {near['possible_pairs']:.2e} pairs ({near['images_in_a_pair']:,} images)"
+        ),
+        "`smearline stats`": took("stats"),
+        "`smearline diff`, over the relabelling; over that and the day": f"{took('diff HEAD~1 HEAD')}; {took('diff HEAD~2 HEAD')}",
+        "`smearline verify`": f"{took('verify')}, {verified:,.0f} MB/s",
+        "first batch of training": (
+            f"{sum(v for k, v in first.items() if k != 'more batches'):.1f} s, of which labels and split "
+            f"{first['labels, split and places of the images']:.1f}"
+        ),
+    }
+
+
+def _loose_column(told: dict[str, Any]) -> dict[str, str]:
+    steps = told["steps"]
+
+    def of(turn: str, *verbs: str) -> str:
+        return ", ".join(f"{steps[f'loose, {turn}: dvc {verb}']['seconds']:.1f} s" for verb in verbs)
+
+    def push(turn: str) -> str:
+        return f"{of(turn, 'push')} ({steps[f'loose, {turn}: dvc push']['bytes'] / 1e6:,.0f} MB)"
+
+    column = {"head": "the same as loose files under DVC", "`dvc push`, pull": push("first version")}
+    column["`dvc add`, status"] = of("first version", "add", "status")
+    for turn, name in (("a day", "a day"), ("relabelled", "1 % relabelled")):
+        column[f"{name}: `dvc add`, status"], column[f"{name}: push, pull"] = of(turn, "add", "status"), push(turn)
+    return column
+
+
 def written(readme: str) -> str:
     """The README with its tables made anew."""
-    before, rest = readme.split(START)
-    return f"{before}{START}\n{render()}\n{END}{rest.split(END)[1]}"
+    for start, text in ((START, render()), (SCALE_START, render_scale())):
+        before, rest = readme.split(start)
+        readme = f"{before}{start}\n{text}\n{END}{rest.split(END, 1)[1]}"
+    return readme
 
 
 def main() -> None:
