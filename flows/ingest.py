@@ -50,7 +50,8 @@ def ingest(workspace: str = ".") -> State[Any]:
             looked_at[seen] = now
         except FlowError as error:
             failed.append(f"{folder}: {error}")
-    commit = version(space, data, counts | {"folders": len(looked_at)}) if signed or looked_at else ""
+    changed = bool(signed or looked_at) or space.data_changed(data)  # somebody labelled or deleted
+    commit = version(space, data, counts | {"folders": len(looked_at)}) if changed else ""
     if signed:  # a sign-off that came meanwhile is left to the next run
         store.mark_ingested(signed, commit)
     for seen, now in looked_at.items():
@@ -58,7 +59,7 @@ def ingest(workspace: str = ".") -> State[Any]:
     purged = {f"purged: {name}": number for name, number in store.purge(datetime.now(UTC)).items()}
     if failed:
         return Failed(message="\n".join(failed))
-    if not signed and not looked_at:
+    if not changed:
         return nothing_new("no case was signed off and no file came since the last time")
     numbers = {**counts, **purged, "folders of new files": len(looked_at)}
     rows = [{"what": name.replace("_", " "), "number": number} for name, number in numbers.items()]
@@ -80,7 +81,9 @@ def take_cases(signed: list[SignedCase], data: Path) -> dict[str, int]:
         return dict(found)
 
 
-def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) -> dict[str, int]:
+def _take_site(site: str, signed: list[SignedCase], data: Path, there: set[str]) -> dict[str, int]:
+    forgotten = dataset.Forgotten(data)
+    cases = [case for case in signed if not forgotten.has(site, case.patient, case.smear)]
     whose = {cell.sha256: {"patient": case.patient, "smear": case.smear} for case in cases for cell in case.cells}
     named, missing, gone = set(whose), set(whose) - there, set(dataset.deleted(data))
     with dataset.CellWriter(data / "cells", site) as writer:
@@ -110,6 +113,7 @@ def _take_site(site: str, cases: list[SignedCase], data: Path, there: set[str]) 
         dataset.merge_rows(data / "cbc" / f"{site}.parquet", counts, cbc.COUNTS, cbc.KEY, keep="last")
     return {
         "cases": len(cases),
+        "cases_of_deleted_patients": len(signed) - len(cases),
         "images_added": len(named - there - missing),
         "images_known": len(named & there),
         "images_gone": len(missing),

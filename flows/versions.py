@@ -1,8 +1,8 @@
-"""Versions of the data set: the files of one, as DVC and git hold them, and what changed between two."""
+"""Versions of the data set, as DVC and git hold them, and what changed between two."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,29 @@ from dvc.repo import Repo
 
 from flows.workspace import FlowError
 from smearline import dataset
+from smearline.integrity import Version
 
+_DELETED = "cells/deleted/images.parquet"
+_IMAGES = pa.schema([("sha256", pa.string()), ("site", pa.string())])
 _SAID = ("sha256", "name", "value", "source_label", "labelled_by", "role", "source")
 
 
-def files(workspace: Path, data: Path, rev: str | None = None) -> dict[str, str]:
-    """The files of the data set at `data`, relative to it, with the MD5 of each; of the pointers as they lie there, or of `rev`.
+class NoVersion(FlowError):
+    """There is no version of the data set."""
+
+
+def here(workspace: Path, data: Path) -> Version | None:
+    """The version of the data set at `data`, as the pointers say that lie there; None: there is none.
 
     Raises:
-        FlowError: there is no such revision, no version of the data in it, or a listing is neither in the cache nor fetched.
+        FlowError: a listing is neither in the cache nor fetched.
     """
     with Repo(str(workspace)) as repo:
-        return _files(repo, data, rev)
+        try:
+            found = _files(repo, data, None)
+        except NoVersion:
+            return None
+        return Version(found, {name: Path(repo.cache.local.oid_to_path(md5)) for name, md5 in found.items()})
 
 
 def diff(workspace: Path, data: Path, old: str, new: str) -> dict[str, Any]:
@@ -35,17 +46,20 @@ def diff(workspace: Path, data: Path, old: str, new: str) -> dict[str, Any]:
         other files that differ.
 
     Raises:
-        FlowError: as `files`, or a file that differs is not in the cache.
+        FlowError: there is no such revision, no version of the data in it, or a file that differs is not in the cache.
     """
     with Repo(str(workspace)) as repo:
         before, after = _files(repo, data, old), _files(repo, data, new)
         gone = {name: md5 for name, md5 in before.items() if after.get(name) != md5}
         came = {name: md5 for name, md5 in after.items() if before.get(name) != md5}
-        cached = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in {*gone.values(), *came.values()}}
+        cached = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in {*before.values(), *after.values()}}
+    unchanged = {name: cached[md5] for name, md5 in after.items() if before.get(name) == md5}
     if missing := [name for name, md5 in {**gone, **came}.items() if not cached[md5].exists()]:
         raise FlowError(f"not in DVC's cache: {', '.join(missing[:3])} and so on; get them: dvc fetch --all-commits")
     read = lambda named, kind, columns: _read(named, kind, columns, cached)  # noqa: E731
-    images = [read(named, "cells/", ("sha256", "site")) for named in (gone, came)]
+    images = _without_deleted(
+        [read(named, "cells/", ("sha256", "site")) for named in (gone, came)], (gone, came), cached, unchanged
+    )
     removed, added = (
         mine.filter(pc.invert(pc.is_in(mine["sha256"], theirs["sha256"])))
         for mine, theirs in (images, reversed(images))
@@ -99,9 +113,31 @@ def _files(repo: Repo, data: Path, rev: str | None) -> dict[str, str]:
         raise
     except Exception as error:  # dvc's, scm's and git's errors share no base class
         raise FlowError(f"the version '{rev or 'here'}' of {data} cannot be told: {error}") from error
-    raise FlowError(
+    raise NoVersion(
         f"'{rev or repo.root_dir}' holds no version of {data}; make one: dvc add {data}/cells … && git commit"
     )
+
+
+def _without_deleted(
+    images: Sequence[pa.Table], named: Sequence[Mapping[str, str]], cached: Mapping[str, Path], same: Mapping[str, Path]
+) -> list[pa.Table]:
+    """The images (sha256, site) of shards that differ, as the list of deleted ones leaves them in either version; with those that
+    were deleted from a shard that both versions have."""
+    empty = _IMAGES.empty_table()
+    paths = [cached[part[_DELETED]] if _DELETED in part else same.get(_DELETED) for part in named]
+    old, new = (pq.read_table(path, schema=_IMAGES) if path else empty for path in paths)
+    left = [
+        mine.filter(pc.invert(pc.is_in(mine["sha256"], gone["sha256"])))
+        for mine, gone in zip(images, (old, new), strict=True)
+    ]
+    for side, (one, other) in enumerate(((new, old), (old, new))):
+        lately = one.filter(pc.invert(pc.is_in(one["sha256"], other["sha256"])))
+        if len(lately):
+            shards = [path for name, path in same.items() if name.startswith("cells/") and "/deleted/" not in name]
+            kept = [pq.read_table(path, columns=["sha256"])["sha256"] for path in shards]
+            stood = pa.chunked_array([chunk for column in kept for chunk in column.chunks], pa.string())
+            left[side] = pa.concat_tables([left[side], lately.filter(pc.is_in(lately["sha256"], stood))])
+    return left
 
 
 def _read(named: Mapping[str, str], kind: str, columns: tuple[str, ...], cached: Mapping[str, Path]) -> pa.Table:

@@ -73,6 +73,14 @@ class Workspace:
         self.run("dvc", "add", "-q", *map(str, there))
         return [data / ".gitignore", *(Path(f"{path}.dvc") for path in there)]
 
+    def data_changed(self, data: Path) -> bool:
+        """Whether what lies there is no version yet."""
+        there = [data / name for name in VERSIONED if (self.folder / data / name).exists()]
+        pointers = [f"{path}.dvc" for path in there]
+        if not all((self.folder / pointer).exists() for pointer in pointers):
+            return True
+        return bool(there) and self.run("dvc", "status", "--json", *pointers)[-1:] != ["{}"]
+
     def call(self, *command: str, **variables: str) -> None:
         """`python -m ...` in the workspace, on this terminal, progress and all. Raises FlowError where it fails."""
         print(f"$ python -m {' '.join(command)}", flush=True)

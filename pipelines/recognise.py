@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -25,6 +26,7 @@ import ray.data
 from pipelines.training import start_ray
 from smearline import dataset
 from smearline.errors import DataError
+from smearline.import_folders import locked
 from smearline.recognition import RecognitionModel, recognised
 
 MODEL_KEY = b"smearline.model"
@@ -79,18 +81,33 @@ def recognise(
 
     Raises:
         DataError: OUT holds answers of another model.
+        ImportSourceError: another job is writing into OUT.
     """
+    with locked(out, out / ".lock"):
+        return _recognise(model, cells, out, workers, threads, gpus, progress)
+
+
+def _recognise(
+    model: Path,
+    cells: Path,
+    out: Path,
+    workers: int,
+    threads: int,
+    gpus: float,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
     loaded, shards = RecognitionModel(model), dataset.shards(cells)
-    out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".*.unfinished"):
-        left.unlink()
     before = sorted(out.glob("[!.]*.parquet"))
     for path in before:
         by = (pq.read_schema(path).metadata or {}).get(MODEL_KEY, b"").decode()
         if by != loaded.embedding_version:
             raise DataError(f"{path} was made by another model ({by or 'unknown'}); give another --out, or remove it")
-    there = {path.name for path in before}
-    todo = [{"shard": str(shard.resolve())} for shard in shards if shard.name not in there]
+    names, gone = {shard.name for shard in shards}, pa.array(dataset.deleted(cells), pa.string())
+    for path in before:  # of a shard that was compacted, or with an image that was deleted since
+        if path.name not in names or pc.any(pc.is_in(pq.read_table(path, columns=["sha256"])["sha256"], gone)).as_py():
+            path.unlink()
+    there = {path.name for path in before if path.exists()}
+    todo = [{"shard": str(shard.absolute())} for shard in shards if shard.name not in there]
     done, num, started = len(shards) - len(todo), 0, time.monotonic()
     found = {"shards": len(todo), "there_before": done}
     if todo:
@@ -98,7 +115,7 @@ def recognise(
         ray.data.DataContext.get_current().enable_progress_bars = False
         work = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
             RecogniseShard,  # type: ignore[arg-type]  # Ray's own note says a class will do
-            fn_constructor_args=[str(p.resolve()) for p in (model, cells, out)] + [threads],
+            fn_constructor_args=[str(p.absolute()) for p in (model, cells, out)] + [threads],
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
             num_cpus=threads,
             num_gpus=gpus or None,

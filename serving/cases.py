@@ -332,16 +332,22 @@ class CaseStore:
                 mine &= SIGNOFFS.c.data_version.is_(None)
                 connection.execute(SIGNOFFS.update().where(mine).values(data_version=data_version))
 
-    def forget(self, site: str, patient: str) -> dict[str, int]:
-        """Delete all that is kept of a patient (a pseudonym): cases, answers, overrides, sign-offs, idempotency keys, images, and
-        the cells in the inference log. Returns counts."""
-        mine = sa.select(CASES.c.case_id).where(CASES.c.site == site, CASES.c.patient == patient)
-        cases = [row["case_id"] for row in self._rows(mine)]
+    def forget(self, site: str, patient: str, smears: Collection[str] = ()) -> dict[str, int]:
+        """Delete all that is kept of a patient (a pseudonym), or of these smears of his: cases, answers, overrides, sign-offs,
+        idempotency keys, images, and the cells in the inference log. Returns counts. Killed, it is run again."""
+        his = (CASES.c.patient == patient) | CASES.c.smear.in_(smears)
+        cases = [row["case_id"] for row in self._rows(sa.select(CASES.c.case_id).where(CASES.c.site == site, his))]
         answers = [answer for case in cases for answer in self._answers(case)]
-        shards = [path for answer in answers for path in self._shards(answer)]
+        shards = {path for answer in answers for path in self._shards(answer)}
+        for path in sorted(
+            (self.home / "incoming" / site).glob("*/*.parquet")
+        ):  # of no answer, where a service was killed
+            whose = pq.read_table(path, columns=["patient", "smear"]).to_pylist()
+            shards |= {path} if any(row["patient"] == patient or row["smear"] in smears for row in whose) else set()
         for path in shards:
             path.unlink(missing_ok=True)
-        days = {(answer["site"], answer["day"]) for answer in answers}
+        for place, day in {(answer["site"], answer["day"]) for answer in answers}:  # they are written anew below
+            (self.home / "log" / place / f"{day}.parquet").unlink(missing_ok=True)
         bodies = self._rows(sa.select(KEYS.c.holder, KEYS.c.key, KEYS.c.body).where(KEYS.c.body.is_not(None)))
         with writing(self._engine) as connection:
             named = [answer["answer_id"] for answer in answers]
@@ -352,8 +358,6 @@ class CaseStore:
                     connection.execute(KEYS.delete().where(mine))
             for table in (OVERRIDES, SIGNOFFS, ANSWERS, CASES):
                 connection.execute(table.delete().where(table.c.case_id.in_(cases)))
-        for place, day in days:
-            (self.home / "log" / place / f"{day}.parquet").unlink(missing_ok=True)
         self.export_log()
         scrub(self._engine)
         return {"cases": len(cases), "answers": len(answers), "incoming_shards": len(shards)}

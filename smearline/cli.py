@@ -259,6 +259,13 @@ def main() -> None:
     except (SmearlineError, OSError, yaml.YAMLError) as error:
         print(f"smearline: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if not type(error).__module__.startswith("pyarrow"):
+            raise
+        print(
+            f"smearline: a file of the data set cannot be read ({error}): smearline verify says which", file=sys.stderr
+        )
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

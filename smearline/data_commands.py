@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ def stats(data: Data = Path("data"), splits: Splits = None, as_json: AsJson = Fa
     """What the data set holds, by site, scanner, stain, type, label source, month and split; no picture is read."""
     from smearline import stats as domain
 
-    found = domain.stats(data, _splits(data, splits))
+    found = domain.stats(_set(data), _splits(_set(data), splits))
     print(json.dumps(found, indent=1) if as_json else domain.shown(found))
 
 
@@ -34,7 +35,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """What changed in the data set between two versions: images by site, labels from what to what."""
-    versions, space = outside("flows.versions"), _workspace(data)
+    versions, data, space = outside("flows.versions"), _set(data), _workspace(data)
     if space is None:
         raise DataError(f"{data} lies in no workspace under git and DVC, so that it has no versions")
     found = versions.diff(space, data.resolve().relative_to(space), old, new)
@@ -54,13 +55,12 @@ def verify(
     """
     from smearline import integrity
 
-    space, expected = _workspace(data), None
-    if space is not None:
-        expected = outside("flows.versions").files(space, data.resolve().relative_to(space))
+    data, space = _set(data), _workspace(data)
+    version = outside("flows.versions").here(space, data.resolve().relative_to(space)) if space else None
+    if version is None and not (data / "cells").is_dir():
+        raise DataError(f"{data} holds no data set; get its version back (dvc pull), or import images first")
     with progress_line("verify") as progress:
-        found = integrity.verify(
-            data, expected=expected, splits=_splits(data, splits), decode=decode, progress=progress
-        )
+        found = integrity.verify(data, version, splits=_splits(data, splits), decode=decode, progress=progress)
     if as_json:
         print(json.dumps([vars(finding) for finding in found], indent=1))
     else:
@@ -69,8 +69,8 @@ def verify(
             print(f"{finding.kind}: {finding.where}: {finding.detail}{touched}\n  {finding.remedy}")
         against = (
             "against its version"
-            if expected
-            else "by the shards' own checksums: under no version, a footer is not covered"
+            if version
+            else "by the files' own page checksums: under no version, what stands between the pages is not covered"
         )
         print(f"{len(found)} findings, {against}")
     if found:
@@ -109,7 +109,7 @@ def label(
 
     from smearline import labelling
 
-    done = labelling.label(data, site, table, by, datetime.now(UTC), supersede=supersede)
+    done = labelling.label(_set(data), site, table, by, datetime.now(UTC), supersede=supersede)
     print(f"{done['labels']} labels taken, {done['superseded']} earlier ones superseded")
 
 
@@ -131,24 +131,40 @@ def forget(
 
     from smearline import deletion, pseudonyms, sites
 
-    place = sites.load(site)
+    data, place, now = _set(data), sites.load(site), datetime.now(UTC)
     names = [pseudonyms.pseudonym(pseudonyms.key(place), site, "patient", patient), patient]
-    home, found, unknown = service or data.resolve().parent / ".smearline" / "service", {}, []
+    home = service or Path(data.resolve().parent, os.environ.get("SMEARLINE_HOME") or ".smearline/service")
+    cases = outside("serving.cases") if service or _has_cases(home) else None
+    found: dict[str, int] = {}
+    unknown: DataError | None = None
+    smears: set[str] = set()
     for name in names:
+        with contextlib.suppress(DataError):  # there is no data set; the case store may know him
+            smears = deletion.smears_of(data, site, name)
+        if cases:  # before the data set forgets which smears are his
+            for what, number in cases.CaseStore(home=home).forget(site, name, smears).items():
+                found[what] = found.get(what, 0) + number
         try:
-            found = deletion.forget(data, site, name, reason, datetime.now(UTC))
+            for what, number in deletion.forget(data, site, name, reason, now).items():
+                found[what] = found.get(what, 0) + number
+            unknown = None
             break
         except DataError as error:
-            unknown.append(error)
-    if (home / "cases.sqlite").exists() or service:
-        store = outside("serving.cases").CaseStore(home=home)
-        for name in names:
-            for what, number in store.forget(site, name).items():
-                found[what] = found.get(what, 0) + number
+            unknown = error
     if not any(found.values()) and unknown:
-        raise DataError(f"nobody was deleted: {unknown[0]}, and the case store knows no such patient either")
+        raise DataError(
+            f"nobody was deleted: {unknown}" + (", and the case store knows no such patient either" if cases else "")
+        )
     print(", ".join(f"{what.replace('_', ' ')} {number}" for what, number in found.items()))
+    if not cases:
+        print(
+            f"no case store at {home}: where a service keeps one elsewhere, run this again with --service or $SMEARLINE_STORE"
+        )
     print(f"next: smearline compact {data}, and make it a version (python -m flows ingest, or dvc add and git commit)")
+
+
+def _has_cases(home: Path) -> bool:
+    return bool(os.environ.get("SMEARLINE_STORE")) or (home / "cases.sqlite").exists()
 
 
 @app.command()
@@ -157,8 +173,13 @@ def compact(data: Data = Path("data")) -> None:
     from smearline import deletion
 
     with progress_line("compact") as progress:
-        done = deletion.compact(data, progress)
+        done = deletion.compact(_set(data), progress)
     print(f"{done['shards']} shards rewritten: {done['images']} images, {done['bytes']:,} bytes gone")
+
+
+def _set(data: Path) -> Path:
+    """The data set, where its folder of images was named."""
+    return data.parent if data.name == "cells" else data
 
 
 def _splits(data: Path, said: Path | None) -> Path | None:

@@ -1,68 +1,78 @@
 """A patient's right to be deleted: at once from what the data set shows, then from its bytes.
 
-`forget` removes labels, blood counts and names, and writes down which images are gone; no reader sees them any more. `compact`
-rewrites the shards that still hold their bytes, and no others. What old versions and remotes keep: docs/deletion.md.
+`forget` writes down which images and whose are gone, then removes labels, blood counts, names and paths; no reader sees the images
+any more. `compact` rewrites the shards that still hold their bytes, and no others. Either may be killed: it is run again. What
+old versions and remotes keep: docs/deletion.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from smearline import cbc, dataset
+from smearline import dataset
 from smearline.errors import DataError
 from smearline.import_folders import only_one
 
+_SWEPT = {
+    "labels": "labels/cells-*.parquet",
+    "count_values": "cbc/*.parquet",
+    "quarantined": "quarantine.parquet",
+    "paths": "local/files-*.parquet",
+    "patients": "labels/patients-*.parquet",  # last: till then it says which smears are his
+}
+
+
+def smears_of(directory: Path, site: str, patient: str) -> set[str]:
+    """The smears of a patient that the data set knows; pseudonyms."""
+    mine = [("site", "=", site), ("patient", "=", patient)]
+    paths = [*dataset.shards(directory), *directory.glob(f"labels/patients-{site}.parquet")]
+    found = (pq.read_table(path, columns=["smear"], filters=mine)["smear"].to_pylist() for path in paths)
+    return {smear for smears in found for smear in smears if smear}
+
 
 def forget(directory: Path, site: str, patient: str, reason: str, now: datetime) -> dict[str, int]:
-    """Delete a patient, by pseudonym, from the current version of a data set.
+    """Delete a patient, by pseudonym, from the current version of a data set, and take in nothing of his any more.
 
     Returns:
-        How many images, labels, rows of patients and blood-count values went. A patient who was forgotten before gives zeros.
+        How many images went, and how many rows of each kind. A patient who was forgotten before gives zeros.
 
     Raises:
         DataError: the data set knows no such patient.
     """
+    dataset.cells_folder(directory)
     with only_one(directory):
-        before = [pq.read_table(path, schema=dataset.DELETED) for path in dataset.deleted_paths(directory)]
-        known = pa.concat_tables([dataset.DELETED.empty_table(), *before])
-        images = sorted(_images_of(directory, site, patient) - set(known["sha256"].to_pylist()))
-        if images:
-            row = {"site": site, "patient": patient, "deleted_at": now, "reason": reason}
-            new = pa.Table.from_pylist([{**row, "sha256": sha256} for sha256 in images], schema=dataset.DELETED)
-            path = dataset.cells_folder(directory) / "deleted" / "images.parquet"
-            dataset.write_table(pa.concat_tables([known, new]), path, compression="zstd")
-        gone = set(images) | set(known.filter(pc.equal(known["patient"], patient))["sha256"].to_pylist())
-        done = {
-            "images": len(images),
-            "labels": _drop(directory, "labels/cells-*.parquet", lambda rows: rows["sha256"].isin(gone)),
-            "patients": _drop(directory, "labels/patients-*.parquet", _is(site, patient)),
-            "count_values": _drop(directory, "cbc/*.parquet", _is(site, patient), cbc.COUNTS),
-        }
-        for pattern in ("quarantine.parquet", "local/files-*.parquet"):
-            _drop(directory, pattern, lambda rows: rows["sha256"].isin(gone))
-    if not gone and not any(done.values()):
-        raise DataError(f"{directory} knows no patient '{patient}' at site '{site}'")
-    return done
+        people = {dataset.person(site, "patient", patient)}
+        known = people <= dataset.Forgotten(directory).people
+        people |= {dataset.person(site, "smear", smear) for smear in smears_of(directory, site, patient)}
+        named = any(_of(table, path, set(), people).any() for _, path, table in _tables(directory))
+        images = sorted(_images_of(directory, site, patient) - set(dataset.deleted(directory)))
+        if not (known or named or images or len(people) > 1):
+            raise DataError(f"{directory} knows no patient '{patient}' at site '{site}'")
+        _write_down(directory, "people", [{"person": who, "deleted_at": now} for who in sorted(people)])
+        of = {"site": site, "deleted_at": now, "reason": reason}
+        _write_down(directory, "images", [{**of, "sha256": sha256} for sha256 in images])
+        return {"images": len(images), **_sweep(directory)}
 
 
 def compact(directory: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
-    """Rewrite the shards that hold images of deleted patients, without those, and take the patients' pseudonyms out of the list of
-    what was deleted. A run that was killed is run again.
+    """Rewrite the shards that hold images of deleted patients, without those.
 
     Returns:
         shards rewritten, images and bytes that went.
     """
+    dataset.cells_folder(directory)
     done = {"shards": 0, "images": 0, "bytes": 0}
     with only_one(directory):
         gone, found = pa.array(dataset.deleted(directory), pa.string()), dataset.shards(directory)
+        _sweep(directory)  # a `forget` that was killed is ended
         for number, shard in enumerate(found, 1):
             if progress:
                 progress(number, len(found))
@@ -85,12 +95,13 @@ def compact(directory: Path, progress: Callable[[int, int], None] | None = None)
                 }
             if len(sha256s) and shard.name != (name := dataset.shard_name(site, sha256s.to_pylist())):
                 shard.rename(shard.with_name(name))
-        for path in dataset.deleted_paths(directory):
-            table = pq.read_table(path, schema=dataset.DELETED)
-            nobody = pa.nulls(len(table), pa.string())
-            place = table.schema.get_field_index("patient")
-            dataset.write_table(table.set_column(place, "patient", nobody), path, compression="zstd")
     return done
+
+
+def _write_down(directory: Path, what: Any, rows: list[dict[str, Any]]) -> None:
+    schema, key = (dataset.PEOPLE, ["person"]) if what == "people" else (dataset.DELETED, ["sha256"])
+    if rows:
+        dataset.merge_rows(dataset.deleted_path(directory, what), rows, schema, key)
 
 
 def _images_of(directory: Path, site: str, patient: str) -> set[str]:
@@ -99,17 +110,37 @@ def _images_of(directory: Path, site: str, patient: str) -> set[str]:
     return {sha256 for table in found for sha256 in table["sha256"].to_pylist()}
 
 
-def _is(site: str, patient: str) -> Callable[[pd.DataFrame], pd.Series]:
-    return lambda rows: (rows["site"] == site) & (rows["patient"] == patient)
+def _tables(directory: Path) -> Iterator[tuple[str, Path, pa.Table]]:
+    return ((what, p, pq.read_table(p)) for what, pattern in _SWEPT.items() for p in sorted(directory.glob(pattern)))
 
 
-def _drop(directory: Path, pattern: str, gone: Callable[[pd.DataFrame], Any], schema: pa.Schema | None = None) -> int:
-    """Take rows out of the tables of a kind; how many went."""
-    number = 0
-    for path in sorted(directory.glob(pattern)):
-        table = pq.read_table(path, schema=schema)
-        keep = ~gone(table.to_pandas())
-        if not keep.all():
-            dataset.write_table(table.filter(pa.array(keep)), path, compression="zstd")
-            number += int((~keep).sum())
-    return number
+def _sweep(directory: Path) -> dict[str, int]:
+    """Take the rows of deleted images and people out of every table; how many went."""
+    images, people = set(dataset.deleted(directory)), dataset.Forgotten(directory).people
+    done = dict.fromkeys(_SWEPT, 0)
+    for what, path, table in _tables(directory):
+        gone = _of(table, path, images, people)
+        if gone.any():
+            dataset.write_table(table.filter(pa.array(~gone)), path, compression="zstd")
+            done[what] += int(gone.sum())
+    return done
+
+
+def _of(table: pa.Table, path: Path, images: set[str], people: set[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows speak of these."""
+    gone = np.zeros(len(table), bool)
+    if "sha256" in table.column_names:
+        gone |= pc.is_in(table["sha256"], pa.array(sorted(images), pa.string())).to_numpy()
+    if "site" not in table.column_names:  # the table is one site's
+        table = table.append_column("site", pa.array([path.stem.split("-", 1)[-1]] * len(table), pa.string()))
+    for kind in {"patient", "smear"} & set(table.column_names):
+        for who in table.group_by(["site", kind]).aggregate([]).to_pylist():
+            if who[kind] and dataset.person(who["site"], kind, who[kind]) in people:
+                gone |= (
+                    pc.and_(pc.equal(table["site"], who["site"]), pc.equal(table[kind], who[kind]))
+                    .fill_null(False)
+                    .to_numpy()
+                )
+    if path.name == "quarantine.parquet":  # that a deleted image came again is told without a name
+        gone &= pc.not_equal(table["reason"], "deleted").to_numpy()
+    return gone

@@ -12,6 +12,7 @@ what an earlier search found is kept. Threshold and false-alarm rate are measure
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,15 +86,18 @@ def kept_pairs(
     order = np.argsort(bits, kind="stable")
     searched, both = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
     if file and file.exists():
-        with np.load(file) as kept:
-            if float(kept["min_correlation"]) == min_correlation:
-                searched, both = kept["searched"], lookup.places(bits, order, kept["pairs"])
+        try:
+            with np.load(file) as kept:
+                if float(kept["min_correlation"]) == min_correlation:
+                    searched, both = kept["searched"], lookup.places(bits, order, kept["pairs"])
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+            pass  # damaged: all is searched again
     found = pairs(thumbnails, min_correlation, new=~np.isin(bits, searched), progress=progress)
     whole = np.unique(np.sort(np.concatenate([both[(both >= 0).all(axis=1)], found]), axis=1), axis=0)
     if file is None:
         return whole
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
+    unfinished = file.with_name(f".{file.name}.new")  # an import removes what is called unfinished
     with unfinished.open("wb") as out:
         np.savez(out, min_correlation=min_correlation, searched=bits, pairs=bits[whole])
     unfinished.replace(file)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,7 +44,11 @@ def check(data: bytes) -> UInt8Array:
             pixels = _opaque_rgb(image)
     except UnidentifiedImageError as error:
         raise ImageError("unreadable", "no image format that is known") from error
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except ImageError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise TypeError, NotImplementedError and others at what they cannot read
         reason = "truncated" if "truncat" in str(error) or "incomplete" in str(error) else "unreadable"
         raise ImageError(reason, str(error)[:200]) from error
     if min(pixels.shape[:2]) < MIN_SIDE_PX:

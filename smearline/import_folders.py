@@ -33,15 +33,22 @@ def listing(root: Path) -> tuple[list[str], list[str]]:
 @contextmanager
 def only_one(into: Path) -> Iterator[None]:
     """The data set's lock; what a killed import left half written is removed under it."""
-    lock = into / "local" / ".lock"
+    with locked(into, into / "local" / ".lock"):
+        yield
+
+
+@contextmanager
+def locked(folder: Path, lock: Path) -> Iterator[None]:
+    """A folder's lock, which goes with its process; what a killed one left half written in it is removed. Raises
+    ImportSourceError where another holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ImportSourceError(
-                f"another import into {into} is running; wait for it and run this one again"
+                f"another command is writing into {folder}; wait for it and run this one again"
             ) from None
-        for left in into.rglob(".*.unfinished"):
-            left.unlink()
+        for left in folder.rglob(".*.unfinished"):
+            left.unlink(missing_ok=True)
         yield

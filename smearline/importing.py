@@ -57,6 +57,8 @@ def import_source(
         raise ImportSourceError(f"{root} is no folder")
     if into.exists() and not into.is_dir():
         raise ImportSourceError(f"--into {into} is no folder")
+    if into.name == "cells":
+        raise ImportSourceError(f"--into names the data set, whose images lie in 'cells': --into {into.parent}")
     if into.resolve().is_relative_to(root.resolve()):
         raise ImportSourceError(f"--into {into} lies inside the folder that is imported; choose a place outside {root}")
     scale = site.microns_per_px
@@ -82,8 +84,8 @@ def import_source(
     if report.other_identity:
         raise ImportSourceError(
             f"{report}\n{report.other_identity} images were imported before with another patient or smear than is "
-            "said now. A shard never changes, so theirs stay as they were, and a split by patient would be wrong: import "
-            "into a new folder."
+            "said now. A shard never changes, so theirs stay as they were, and nothing was taken of what is said of them now; the "
+            "other images were imported. Where the new names are right: import all into a new folder."
         )
     return report
 
@@ -106,6 +108,10 @@ class _Import:
         self.key = pseudonyms.key(site)
         self.files_path = into / "local" / f"files-{site.name}.parquet"
         self.pattern = at_end(source.pattern)
+        self.folder = tables.root.resolve().name
+        if site.identifiers != "public":
+            self.folder = pseudonyms.pseudonym(self.key, site.name, "folder", self.folder)
+        self.forgotten = dataset.Forgotten(into)
         self.quarantine: list[Json] = []
         self.labels: list[pa.Table] = []
 
@@ -129,7 +135,8 @@ class _Import:
             )
         for path in found:
             self.describe(path)
-        counts = [row for path in self.tables.count_files for row in cbc.read_counts(path, self.site, self.key)]
+        rows = (row for path in self.tables.count_files for row in cbc.read_counts(path, self.site, self.key))
+        counts = [row for row in rows if not self.forgotten.has(self.site.name, row["patient"], row["smear"])]
         with only_one(self.into):
             corrected = self.write(root, found, progress)
             known = dataset.merge_rows(self.into / "cbc" / f"{self.site.name}.parquet", counts, cbc.COUNTS, cbc.KEY)
@@ -146,7 +153,7 @@ class _Import:
         patient_of: dict[str, str | None] = {}  # of what is new
         for row in here.to_pylist():
             owners.setdefault(row["sha256"], row["path"])
-        files: list[tuple[str, str]] = []
+        files: list[Json] = []
         patients: dict[tuple[str | None, str | None], Json] = {}
         with dataset.CellWriter(self.into / "cells", self.site.name) as writer, ThreadPoolExecutor() as pool:
             for start in range(0, len(paths), _BLOCK):
@@ -166,27 +173,30 @@ class _Import:
                         continue
                     site, *identity = there.get(sha256, (self.site.name, None, None))
                     of = {"sha256": sha256, "size_bytes": len(data)}
-                    if sha256 in gone:
-                        self.reject(
-                            item.path, "deleted", "an image of a patient who was deleted; it is not taken again", **of
-                        )
+                    whose = {"patient": owner["patient"], "smear": owner["smear"]}
+                    if sha256 in gone or self.forgotten.has(self.site.name, **whose):
+                        why = "an image of a patient who was deleted; it is not taken again"
+                        self.reject(item.path, "deleted", why, **of, file=self.pseudonym("file", path))
+                        continue
+                    of |= whose
+                    if isinstance(cell, ImageError):
+                        self.reject(item.path, cell.reason, cell.detail, **of)
                         continue
                     if owners.setdefault(sha256, path) != path or site != self.site.name:
                         where = dataset.OTHER_SITE.format(site) if site != self.site.name else ""
                         other = {patient_of.get(sha256, identity[0]), owner["patient"]} - {None}
                         where += dataset.OTHER_PATIENT if site == self.site.name and len(other) > 1 else ""
                         self.reject(item.path, "duplicate", f"duplicate of {sha256}{where}", **of)
-                    elif isinstance(cell, ImageError):
-                        self.reject(item.path, cell.reason, cell.detail, **of)
-                        continue
                     elif cell is None:
                         self.report.already_there += 1
-                        self.report.other_identity += identity != [owner["patient"], owner["smear"]]
+                        if identity != [owner["patient"], owner["smear"]]:
+                            self.report.other_identity += 1
+                            continue
                     else:
                         writer.add(owner | cell | {"sha256": sha256})
                         patient_of[sha256] = owner["patient"]
                         self.report.imported += 1
-                    files.append((path, sha256))
+                    files.append({"path": path, "sha256": sha256, **whose})
                     self.report.unlabelled += not any(label["name"] == "type" for label in item.labels)
                     labels += [{**label, "sha256": sha256} for label in item.labels]
                     if owner["patient"]:
@@ -196,10 +206,15 @@ class _Import:
                     progress(min(start + _BLOCK, len(paths)), len(paths))
         table = self.into / "labels" / f"patients-{self.site.name}.parquet"
         dataset.merge_rows(table, patients.values(), dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
-        if fresh := [{"path": p, "sha256": s} for p, s in files if (p, s) not in before]:
+        if fresh := [row for row in files if (row["path"], row["sha256"]) not in before]:
             added = pa.Table.from_pylist(fresh, schema=dataset.FILES)
             dataset.write_table(pa.concat_tables([files_before, added]), self.files_path, compression="zstd")
-        return {sha256 for path, sha256 in files if (path, sha256) in before}
+        # What another file says, in another folder, still stands: images that have one are not said anew by this folder alone.
+        elsewhere = files_before.filter(
+            pc.invert(pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string())))
+        )
+        again = pa.array([row["sha256"] for row in files if (row["path"], row["sha256"]) in before], pa.string())
+        return set(again.filter(pc.invert(pc.is_in(again, elsewhere["sha256"]))).to_pylist())
 
     def labels_of_imported(self, paths: list[str]) -> None:
         """Labels for images that are in the data set already, joined by the file names of their import."""
@@ -256,8 +271,8 @@ class _Import:
 
     def reject(self, path: str, reason: str, detail: str, **known: Any) -> None:
         """Into quarantine."""
-        whose = {"site": self.site.name, "source": self.source.name, "file": self.shown(path)}
-        self.quarantine.append({**whose, "reason": reason, "detail": detail, **known})
+        where = {"site": self.site.name, "source": self.source.name, "folder": self.folder, "file": self.shown(path)}
+        self.quarantine.append({**where, "reason": reason, "detail": detail, **known})
         self.report.quarantined[reason] += 1
 
     def shown(self, path: str) -> str | None:
@@ -298,25 +313,25 @@ class _Import:
         """Quarantine and labels, last: a run that was cut off before is made whole by running it again.
 
         What this source said before of a `corrected` image, and no longer says, goes; so does what the quarantine said of
-        the files looked at now.
+        this folder's files.
         """
         seen_now, ours = {self.shown(p) for p in paths}, (self.site.name, self.source.name)
 
         def stale(row: Any) -> bool:
-            return (row.site, row.source) == ours and (row.file in seen_now or row.reason == "missing")
+            of_ours = (row.site, row.source) == ours and row.folder in (self.folder, None)
+            return of_ours and (row.file in seen_now or row.reason in ("missing", "deleted"))
 
-        key = ["site", "file", "reason"]
+        key = ["site", "folder", "file", "reason"]
         dataset.merge_rows(self.into / "quarantine.parquet", self.quarantine, dataset.QUARANTINE, key, drop=stale)
         labels = pa.concat_tables([dataset.LABELS.empty_table(), *self.labels])
         anew = labels.filter(pc.is_in(labels["sha256"], pa.array(corrected, pa.string()))).to_pylist()
         said = {(row["sha256"], row["name"], row["value"]) for row in anew}
-        named = {(sha256, name) for sha256, name, _ in said}
 
         def withdrawn(row: Any) -> bool:
-            of_ours = row.source == self.source.name and (row.sha256, row.name) in named
+            of_ours = row.source == self.source.name and row.sha256 in corrected
             return of_ours and (row.sha256, row.name, row.value) not in said
 
-        self.report.relabelled = dataset.merge_labels(self.into, self.site.name, labels, withdrawn)
+        self.report.relabelled = dataset.merge_labels(self.into, self.site.name, labels, withdrawn, corrected)
         self.report.labels, self.report.conflicted = labelling.count(self.into)
 
 

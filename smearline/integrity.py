@@ -1,11 +1,11 @@
-"""Is a data set whole? Every byte of every shard, every label's image, every split; and what to do where not."""
+"""Is a data set whole? Every byte of every file, every label's image, every split; and what to do where not."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,9 @@ from smearline import dataset, images, lookup
 from smearline.errors import ImageError
 
 _READ = 1 << 22
+_UNREADABLE = (OSError, EOFError, pa.ArrowException, ValueError, TypeError, KeyError)
+"""What a damaged Parquet file raises: a flipped byte may stand in a name or a length."""
+_TABLES = ("labels/*.parquet", "cbc/*.parquet", "cells/deleted/*.parquet", "quarantine.parquet")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Finding:
     """What is wrong, and how it is got back."""
 
     kind: str
-    """damaged, missing, unversioned, twice, label_without_image, in_two_splits, in_no_split, undecodable."""
+    """damaged, missing, unversioned, twice, label_without_image, label_of_deleted, in_two_splits, in_no_split, undecodable."""
     where: str
     detail: str
     remedy: str
@@ -32,10 +35,36 @@ class Finding:
     """site/smear of what is touched, where it can still be told."""
 
 
+@dataclass(frozen=True)
+class Version:
+    """What a version says of the files of a data set."""
+
+    md5: Mapping[str, str]
+    """Of each file, relative to the data set; empty: there is no version."""
+    copies: Mapping[str, Path] = field(default_factory=dict)
+    """Where DVC's cache has, or would have, each file."""
+
+    def good_copy(self, name: str) -> Path | None:
+        """The cache's copy, where it is what the version says."""
+        path = self.copies.get(name)
+        return path if path and path.is_file() and _md5(path) == self.md5.get(name) else None
+
+    def remedy(self, directory: Path, name: str) -> str:
+        file = directory / name
+        if name not in self.md5:
+            return f"rm {file}, and import its images again from their files: no version has it"
+        if copy := self.good_copy(name):
+            return f"rm -f {file} && cp {copy} {file}"
+        copy, out = self.copies.get(name), directory / name.split("/")[0]
+        if copy is None:
+            return f"rm -f {file} && dvc checkout {out}.dvc"
+        return f"rm -f {file} {copy} && dvc fetch {out}.dvc && cp {copy} {file}   (the cache's copy is damaged or missing, too)"
+
+
 def verify(
     directory: Path,
+    version: Version | None = None,
     *,
-    expected: Mapping[str, str] | None = None,
     splits: Path | None = None,
     decode: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -43,87 +72,117 @@ def verify(
     """Everything that is wrong with a data set; nothing where it is whole.
 
     Args:
-        expected: file of the data set (relative to it) to its MD5, as the version says; None: there is no version, and a
-            flipped byte is found by the shards' own checksums, which do not cover their footers.
+        version: without one, a flipped byte is found by the files' own page checksums, which do not cover headers and footers.
         splits: splits.parquet of the stage `split`.
         decode: decode every image too.
     """
-    found: list[Finding] = []
-    shards = dataset.shards(directory)
-    names = [path.relative_to(directory).as_posix() for path in shards]
-    expected = dict(expected or {})
-    for name in sorted(expected.keys() - set(names)):
-        if not (directory / name).is_file():
-            found.append(Finding("missing", name, "the version has it, the folder does not", _remedy(directory, name)))
-    parts: list[pa.Table] = []
+    version, found, parts = version or Version({}), list[Finding](), [_ROWS.empty_table()]
+    shards = sorted((directory / "cells").glob("[!.]*.parquet"))
     with ThreadPoolExecutor() as pool:
-        for number, (name, (problem, rows)) in enumerate(
-            zip(names, pool.map(lambda s: _shard(s, directory, expected, decode), shards), strict=True), 1
-        ):
+        done = pool.map(lambda shard: _shard(shard, directory, version, decode), shards)
+        for number, (problem, rows) in enumerate(done, 1):
             if progress:
                 progress(number, len(shards))
-            if problem:
-                found.append(problem)
-            elif expected and name not in expected:
-                found.append(
-                    Finding(
-                        "unversioned",
-                        name,
-                        "no version has it",
-                        "python -m flows ingest, or dvc add data/cells",
-                        _smears(rows),
-                    )
-                )
-            if rows is not None:
-                parts.append(rows)
-    for name in sorted(expected.keys() - set(names)):
-        path = directory / name
-        if path.is_file() and _md5(path) != expected[name]:
-            found.append(Finding("damaged", name, "its bytes are not those of the version", _remedy(directory, name)))
-    if not parts:
-        return found
+            found += [problem] if problem else []
+            parts += [rows] if rows is not None else []
     whole = pa.concat_tables(parts)
-    return found + _twice(whole) + _labels(directory, whole) + (_splits(splits, directory, whole) if splits else [])
+    there = {path.relative_to(directory).as_posix() for path in shards}
+    tables = {path.relative_to(directory).as_posix() for pattern in _TABLES for path in directory.glob(pattern)}
+    found += [problem for name in sorted(tables) if (problem := _table(directory, name, version))]
+    found += [_missing(directory, name, version, whole) for name in sorted(version.md5.keys() - there - tables)]
+    found += _twice(whole) + _labels(directory, whole) + (_splits(splits, directory, whole) if splits else [])
+    return [_with_lost_smears(one, directory, whole) for one in found]
 
 
-def _shard(
-    path: Path, directory: Path, expected: Mapping[str, str], decode: bool
-) -> tuple[Finding | None, pa.Table | None]:
-    """What is wrong with a shard, and its rows (sha256, site, smear) as far as they can be read."""
-    name = path.relative_to(directory).as_posix()
-    rows = None
+_ROWS = pa.schema([("sha256", pa.string()), ("site", pa.string()), ("smear", pa.string())])
+
+
+def _rows(path: Path) -> pa.Table:
+    """sha256, site, smear of a shard. Raises one of _UNREADABLE."""
+    with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        rows = file.read(columns=_ROWS.names, use_threads=False).cast(_ROWS).combine_chunks()
+    rows.validate(full=True)
+    if len(rows) and pc.any(pc.not_equal(pc.binary_length(rows["sha256"]), 64)).as_py():
+        raise ValueError("a sha256 is none")
+    return rows
+
+
+def _shard(path: Path, directory: Path, version: Version, decode: bool) -> tuple[Finding | None, pa.Table | None]:
+    """What is wrong with a shard, and its rows where they can be trusted."""
+    name, rows = path.relative_to(directory).as_posix(), None
+    wrong = ""
     try:
-        rows = pq.read_table(path, columns=["sha256", "site", "smear"])
-        if name in expected:
-            if _md5(path) != expected[name]:
-                return Finding(
-                    "damaged", name, "its bytes are not those of the version", _remedy(directory, name), _smears(rows)
-                ), rows
-        else:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for _ in file.iter_batches(batch_size=4096):
-                    pass
+        rows = _rows(path)
         if path.name != dataset.shard_name(path.stem.rsplit("-", 1)[0], rows["sha256"].to_pylist()):
-            return Finding(
-                "damaged", name, "it does not hold what its name says", _remedy(directory, name), _smears(rows)
-            ), rows
-        if decode:
-            return _undecodable(path, directory, name, rows), rows
-    except (OSError, pa.ArrowException) as error:
-        return Finding("damaged", name, str(error).splitlines()[0][:200], _remedy(directory, name), _smears(rows)), rows
+            wrong = "it does not hold what its name says"
+        elif name in version.md5 and _md5(path) != version.md5[name]:
+            wrong = "its bytes are not those of the version"
+        elif name not in version.md5:
+            _read_all(path)
+    except _UNREADABLE as error:
+        wrong = _first_line(error)
+    if wrong:
+        return Finding("damaged", name, wrong, version.remedy(directory, name), _smears(rows)), rows
+    if decode and (problem := _undecodable(path, name, version.remedy(directory, name), rows)):
+        return problem, rows
+    if version.md5 and name not in version.md5:
+        remedy = "it was imported since: python -m flows ingest, or dvc add data/cells and git commit"
+        return Finding("unversioned", name, "no version has it", remedy, _smears(rows)), rows
     return None, rows
 
 
-def _undecodable(path: Path, directory: Path, name: str, rows: pa.Table) -> Finding | None:
+def _read_all(path: Path) -> None:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for _ in file.iter_batches(batch_size=4096):
+            pass
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _undecodable(path: Path, name: str, remedy: str, rows: pa.Table) -> Finding | None:
     for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=["sha256", "image"]):
         for sha256, data in zip(batch["sha256"].to_pylist(), batch["image"].to_pylist(), strict=True):
             try:
                 images.decode(data)
             except ImageError as error:
-                detail = f"image {sha256} cannot be decoded: {error}"
                 mine = rows.filter(pc.equal(rows["sha256"], sha256))
-                return Finding("undecodable", name, detail, _remedy(directory, name), _smears(mine))
+                detail = f"image {sha256} cannot be decoded: {error}"
+                return Finding("undecodable", name, detail, remedy, _smears(mine))
     return None
+
+
+def _table(directory: Path, name: str, version: Version) -> Finding | None:
+    """What is wrong with a table: labels, patients, blood counts, quarantine, what was deleted."""
+    path = directory / name
+    try:
+        _read_all(path)
+    except _UNREADABLE as error:
+        return Finding("damaged", name, _first_line(error), version.remedy(directory, name))
+    if not version.md5 or _md5(path) == version.md5.get(name):
+        return None
+    # Tables may change: it reads well, and only who changed it knows whether that was meant.
+    out = directory / name.split("/")[0]
+    remedy = f"dvc add {out} and git commit (python -m flows ingest does both)"
+    if name in version.md5:
+        remedy += f"; where nobody labelled, imported or deleted anything since the version: {version.remedy(directory, name)}"
+    return Finding("unversioned", name, "it has changed since the version, and reads well", remedy)
+
+
+def _missing(directory: Path, name: str, version: Version, whole: pa.Table) -> Finding:
+    """What the version has and the folder does not: lost, or a shard that was compacted."""
+    rows = None
+    if name.startswith("cells/") and "/deleted/" not in name and (copy := version.good_copy(name)):
+        rows = _rows(copy)
+        here = pa.concat_arrays([*whole["sha256"].chunks, pa.array(_deleted(directory), pa.string())])
+        rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], here)))
+        if not len(rows):
+            remedy = f"it was compacted since: dvc add {directory / 'cells'} and git commit (python -m flows ingest does both)"
+            return Finding("unversioned", name, "its images stand in another shard, or were deleted", remedy)
+    return Finding(
+        "missing", name, "the version has it, the folder does not", version.remedy(directory, name), _smears(rows)
+    )
 
 
 def _twice(rows: pa.Table) -> list[Finding]:
@@ -137,61 +196,82 @@ def _twice(rows: pa.Table) -> list[Finding]:
 
 
 def _labels(directory: Path, rows: pa.Table) -> list[Finding]:
-    there, found = np.sort(lookup.bits(rows["sha256"])), []
+    found = []
+    forgotten = np.sort(lookup.bits(pa.array(_deleted(directory), pa.string())))
+    known = np.sort(np.concatenate([lookup.bits(rows["sha256"]), forgotten]))
     for path in sorted(directory.glob("labels/cells-*.parquet")):
         name = path.relative_to(directory).as_posix()
         try:
             named = pq.read_table(path, columns=["sha256"])["sha256"]
-        except (OSError, pa.ArrowException) as error:
-            found.append(Finding("damaged", name, str(error).splitlines()[0][:200], _remedy(directory, name)))
-            continue
-        gone = ~np.isin(lookup.bits(named), there)
-        if gone.any():
-            example = named[int(np.flatnonzero(gone)[0])].as_py()
-            detail = f"{int(gone.sum())} labels of images that no shard holds, {example} for one"
-            remedy = "get back the shards that are missing; where their patient was deleted: smearline forget again"
-            found.append(Finding("label_without_image", name, detail, remedy))
+            bits = lookup.bits(named)
+        except _UNREADABLE:
+            continue  # it is found as a damaged table
+        for kind, of, whose, remedy in (
+            ("label_without_image", ~lookup.among(bits, known), "images that no shard here holds", _GET_BACK),
+            (
+                "label_of_deleted",
+                lookup.among(bits, forgotten),
+                "images of patients who were deleted",
+                "smearline compact",
+            ),
+        ):
+            if of.any():
+                example = named[int(np.flatnonzero(of)[0])].as_py()
+                found.append(Finding(kind, name, f"{int(of.sum())} labels of {whose}, {example} for one", remedy))
     return found
 
 
+_GET_BACK = "get back the shards that are damaged or missing (above); where there are none, import these images again"
+
+
+def _deleted(directory: Path) -> list[str]:
+    try:
+        return dataset.deleted(directory)
+    except _UNREADABLE:
+        return []  # it is found as a damaged table
+
+
 def _splits(path: Path, directory: Path, rows: pa.Table) -> list[Finding]:
-    known = pq.read_table(path, columns=["sha256", "split"])
-    bits, found = lookup.bits(known["sha256"]), []
+    try:
+        known = pq.read_table(path, columns=["sha256", "split"])
+        bits = lookup.bits(known["sha256"])
+    except _UNREADABLE as error:
+        return [Finding("damaged", path.name, _first_line(error), "dvc repro --force split")]
+    found = []
     values, counts = np.unique(bits, return_counts=True)
     all_bits = lookup.bits(rows["sha256"])
-    if (counts > 1).any():
-        touched = rows.filter(pa.array(np.isin(all_bits, values[counts > 1])))
-        detail = f"{int((counts > 1).sum())} images stand in two splits"
-        found.append(Finding("in_two_splits", path.name, detail, "dvc repro --force split", _smears(touched)))
-    present = ~np.isin(all_bits, lookup.bits(pa.array(dataset.deleted(directory), pa.string())))
-    lacking = present & ~np.isin(all_bits, values)
-    if lacking.any():
-        touched = rows.filter(pa.array(lacking))
-        found.append(
-            Finding(
-                "in_no_split",
-                path.name,
-                f"{len(touched)} images stand in no split",
-                "dvc repro split",
-                _smears(touched),
-            )
-        )
+    present = ~np.isin(all_bits, lookup.bits(pa.array(_deleted(directory), pa.string())))
+    for kind, of, what, remedy in (
+        ("in_two_splits", np.isin(all_bits, values[counts > 1]), "two splits", "dvc repro --force split"),
+        ("in_no_split", present & ~np.isin(all_bits, values), "no split", "dvc repro split"),
+    ):
+        if of.any():
+            touched = rows.filter(pa.array(of))
+            found.append(Finding(kind, path.name, f"{len(touched)} images stand in {what}", remedy, _smears(touched)))
     return found
 
 
 def _smears(rows: pa.Table | None) -> tuple[str, ...]:
     if rows is None:
         return ()
-    pairs = rows.group_by(["site", "smear"]).aggregate([]).to_pylist()
-    return tuple(sorted(f"{pair['site']}/{pair['smear'] or 'of no smear'}" for pair in pairs))
+    return _named((pair["site"], pair["smear"]) for pair in rows.group_by(["site", "smear"]).aggregate([]).to_pylist())
 
 
-def _remedy(directory: Path, name: str) -> str:
-    file, out = directory / name, directory / name.split("/")[0]
-    return (
-        f"rm {file} && dvc checkout {out}; where the file in DVC's cache is the same one and damaged too: remove it there, "
-        f"then dvc fetch {out} && dvc checkout {out}"
-    )
+def _named(pairs: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
+    return tuple(sorted(f"{site}/{smear or 'of no smear'}" for site, smear in pairs))
+
+
+def _with_lost_smears(finding: Finding, directory: Path, whole: pa.Table) -> Finding:
+    """Of a shard that cannot be read: the site's smears with images that this machine imported and no shard here holds."""
+    if finding.smears or finding.kind not in ("damaged", "missing") or not finding.where.startswith("cells/"):
+        return finding
+    site = Path(finding.where).stem.rsplit("-", 1)[0]
+    path = directory / "local" / f"files-{site}.parquet"
+    if not path.exists():
+        return finding
+    files = pq.read_table(path, schema=dataset.FILES)
+    lost = files.filter(pc.invert(pc.is_in(files["sha256"], whole["sha256"])))
+    return replace(finding, smears=_named({(site, smear) for smear in lost["smear"].to_pylist()}))
 
 
 def _md5(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from smearline import dataset, lookup, vocabulary
-from smearline.errors import DataError, VocabularyError, nearest
+from smearline.errors import DataError, nearest
 from smearline.import_folders import only_one
 
 
@@ -36,9 +36,8 @@ def label(
         VocabularyError: a value is not the vocabulary's.
     """
     words = vocabulary.load()
-    frame = (
-        pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table, dtype=str, keep_default_na=False)
-    )
+    dataset.cells_folder(directory)
+    frame = _read(table)
     known = ["type", *words.characteristics]
     if "sha256" not in frame:
         raise DataError(f"{table} has no column sha256; it has {', '.join(map(str, frame.columns))}")
@@ -46,6 +45,9 @@ def label(
         raise DataError(
             f"{table} has a column '{unknown[0]}', which is no label; nearest: {nearest(unknown[0], known)}"
         )
+    frame["sha256"] = frame["sha256"].astype(str).str.strip()
+    if bad := [s for s in frame["sha256"] if not re.fullmatch("[0-9a-f]{64}", s)]:
+        raise DataError(f"{table}: '{bad[0]}' is no SHA-256 (64 hexadecimal digits in lower case); nothing was taken")
     if frame["sha256"].duplicated().any():
         raise DataError(f"{table} names the image {frame.loc[frame['sha256'].duplicated(), 'sha256'].iloc[0]} twice")
     code = {name: _codes(frame[name], name) for name in known if name in frame}
@@ -68,19 +70,45 @@ def label(
             return of_mine and old.role == "reference" and named.get((old.sha256, old.name), old.value) != old.value
 
         went = dataset.merge_labels(directory, site, pa.Table.from_pylist(rows, schema=dataset.LABELS), superseded)
+        for other in sorted({path.name.split(".")[0].removeprefix("cells-") for path in _paths(directory)} - {site}):
+            # the same picture may have come as another site's file, and be labelled there
+            went += dataset.merge_labels(directory, other, dataset.LABELS.empty_table(), superseded, frame["sha256"])
     return {"labels": len(rows), "superseded": went}
 
 
 def count(directory: Path) -> tuple[int, int]:
     """How many labels there are, and how many images whose labels contradict each other."""
-    paths = sorted(directory.glob("labels/cells-*.parquet"))
+    paths = _paths(directory)
     total = sum(pq.read_metadata(path).num_rows for path in paths)
-    images = [np.unique(lookup.bits(pq.read_table(path, columns=["sha256"])["sha256"])) for path in paths]
-    if paths and len(np.unique(np.concatenate(images))) < sum(map(len, images)):  # an image is labelled at two sites
-        labels = dataset.read_labels(directory)
-        return total, int(labels.loc[labels["conflicted"], "sha256"].nunique())
-    marked = (pq.read_table(path, columns=["sha256"], filters=[("conflicted", "=", True)]) for path in paths)
-    return total, sum(len(pc.unique(table["sha256"])) for table in marked)
+    bits = [np.unique(lookup.bits(pq.read_table(path, columns=["sha256"])["sha256"])) for path in paths]
+    values, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *bits]), return_counts=True)
+    shared = values[counts > 1]  # labelled at two sites: whether they agree is told over all tables
+    marked: set[str] = set()
+    both = []
+    for path, mine in zip(paths, bits, strict=True):
+        marked |= set(
+            pq.read_table(path, columns=["sha256"], filters=[("conflicted", "=", True)])["sha256"].to_pylist()
+        )
+        if np.isin(mine, shared).any():
+            table = pq.read_table(path, schema=dataset.LABELS)
+            both.append(table.filter(pa.array(np.isin(lookup.bits(table["sha256"]), shared))))
+    if both:
+        labels = pa.concat_tables(both).to_pandas()
+        marked |= set(labels.loc[dataset.conflicted(labels), "sha256"])
+    return total, len(marked)
+
+
+def _paths(directory: Path) -> list[Path]:
+    return sorted(directory.glob("labels/cells-*.parquet"))
+
+
+def _read(table: Path) -> pd.DataFrame:
+    try:
+        if table.suffix == ".parquet":
+            return pd.read_parquet(table)
+        return pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, pa.ArrowException) as error:  # pandas' and UTF-8's errors are ValueErrors
+        raise DataError(f"{table} cannot be read as a table (CSV in UTF-8, or Parquet): {error}") from error
 
 
 def _codes(values: pd.Series, name: str) -> list[str]:
@@ -88,8 +116,6 @@ def _codes(values: pd.Series, name: str) -> list[str]:
     check = words.type_code if name == "type" else lambda v: words.characteristic_value(name, v)
     said = values.fillna("").astype(str).str.strip()
     meaning = {value: check(value) if value else "" for value in said.unique()}
-    if none := [value for value, code in meaning.items() if value and not code]:
-        raise VocabularyError(f"'{none[0]}' is no value of {name}")
     return [str(meaning[value]) for value in said]
 
 

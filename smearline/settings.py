@@ -25,7 +25,7 @@ class SplitSettings(_Section):
     test: float = Field(ge=0, lt=1)
     train_sites: tuple[str, ...] = ()
     test_only_sites: tuple[str, ...] = ()
-    near_duplicate_correlation: float = Field(gt=0.5, le=1)
+    near_duplicate_correlation: float = Field(gt=0.5, lt=1)
 
     def model_post_init(self, _: Any) -> None:
         if self.val + self.test >= 1:

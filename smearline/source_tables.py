@@ -75,7 +75,7 @@ class SourceTables:
     """
 
     def __init__(self, source: Source, root: Path, paths: Iterable[str]) -> None:
-        self.source = source
+        self.source, self.root = source, root
         paths = [p for p in paths if not p.rsplit("/", 1)[-1].startswith(".")]
         counts = [p for p in paths if source.counts and at_end(source.counts).search(p)]
         self.count_files = [root / p for p in counts]

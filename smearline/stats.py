@@ -50,7 +50,9 @@ def stats(directory: Path, splits: Path | None = None) -> dict[str, Any]:
         split[place[place >= 0]] = named[place >= 0]
         frame["split"] = pd.Categorical(split)
         near = known.filter(known["near_duplicate"])
-        rows = frame.iloc[lookup.places(bits, order, lookup.bits(near["sha256"]))][["site", "patient"]]
+        place = lookup.places(bits, order, lookup.bits(near["sha256"]))
+        near = near.filter(pa.array(place >= 0))  # the others were deleted since the split
+        rows = frame.iloc[place[place >= 0]][["site", "patient"]]
         groups = rows.astype(str).groupby(near["group"].to_pandas().to_numpy())
         told = {
             "near": len(near),
@@ -103,7 +105,7 @@ def _images(directory: Path) -> pa.Table:
     words = ["site", "scanner", "stain", "origin", "source", "patient", "smear"]
     columns = ["sha256", *words, "microns_per_px", "acquired_at"]
     gone = pa.array(dataset.deleted(directory), pa.string())
-    tables = [pq.read_table(shard, columns=columns, read_dictionary=words) for shard in dataset.shards(directory)]
+    tables = [table for _, table in dataset.shard_tables(directory, columns, words)]
     dataset.refuse_empty(directory, tables)
     whole = pa.concat_tables(tables).unify_dictionaries()
     return whole.filter(pc.invert(pc.is_in(whole["sha256"], gone))) if len(gone) else whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -96,47 +97,105 @@ def test_near_duplicates_are_counted_across_patients_and_sites(made):
     assert found == EXACT | {"near": 3, "near_across_patients": 1, "near_across_sites": 1}
 
 
-def expected(data: Path) -> dict[str, str]:
-    """What a version would say of the files."""
-    files = [p for p in data.rglob("*.parquet") if "local" not in p.parts]
-    return {p.relative_to(data).as_posix(): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
+def versioned(data: Path) -> integrity.Version:
+    """What a version would say of the files, with copies of them in a cache."""
+    files = [p for p in sorted(data.rglob("*.parquet")) if "local" not in p.parts]
+    md5 = {p.relative_to(data).as_posix(): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
+    copies = {name: put(data.parent / "cache" / of, (data / name).read_bytes()) for name, of in md5.items()}
+    return integrity.Version(md5, copies)
+
+
+def mend(data: Path, found: list[integrity.Finding]) -> None:
+    """Do as the remedies say."""
+    for finding in found:
+        if finding.kind in ("damaged", "missing"):
+            subprocess.run(finding.remedy, shell=True, check=True)
 
 
 def test_a_whole_data_set_has_no_findings(made):
     data, _ = made
     splits = splits_of(data, data.parent / "splits.parquet")
-    assert integrity.verify(data, expected=expected(data), splits=splits, decode=True) == []
+    assert integrity.verify(data, versioned(data), splits=splits, decode=True) == []
     assert integrity.verify(data) == []
 
 
 def test_any_flipped_byte_is_found_and_its_smears_are_named(made):
     data, _ = made
-    version, shard = expected(data), dataset.shards(data)[1]
+    version, shard = versioned(data), dataset.shards(data)[1]
     whole, random = shard.read_bytes(), np.random.default_rng(3)
     for place in [0, len(whole) - 1, *random.integers(0, len(whole), 40)]:
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-        kinds = {f.kind for f in integrity.verify(data, expected=version) if f.where == f"cells/{shard.name}"}
+        kinds = {f.kind for f in integrity.verify(data, version) if f.where == f"cells/{shard.name}"}
         assert kinds == {"damaged"}, place
     shard.write_bytes(whole)
     middle = whole.index(b"\xff\xd8") + 200  # in a picture
     shard.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     (found,) = integrity.verify(data)
     assert found.kind == "damaged" and 0 < len(found.smears) < 4 and all(s.startswith("lab/") for s in found.smears)
-    assert f"rm {shard}" in found.remedy and "dvc checkout" in found.remedy
+    assert f"rm {shard}" in found.remedy and "import" in found.remedy, "no version has it"
+    found = integrity.verify(data, version)
+    mend(data, found)
+    assert integrity.verify(data, version) == [] and len(found) == 1
 
 
-def test_a_truncated_and_a_missing_shard_are_found_and_so_are_labels_without_their_image(made):
+def test_a_truncated_and_a_missing_shard_are_found_with_their_smears_and_got_back(made):
     data, _ = made
-    version, shards = expected(data), dataset.shards(data)
-    shards[0].write_bytes(shards[0].read_bytes()[:-100])
+    version, shards = versioned(data), dataset.shards(data)
+    smears = [{f"lab/{s}" for s in pa.parquet.read_table(path)["smear"].to_pylist()} for path in shards]
+    whole = {path: path.read_bytes() for path in shards}
+    shards[0].write_bytes(whole[shards[0]][:-100])
     shards[1].unlink()
-    found = {f.where: f.kind for f in integrity.verify(data, expected=version)}
-    assert found == {
+    found = integrity.verify(data, version)
+    assert {f.where: f.kind for f in found} == {
         f"cells/{shards[0].name}": "damaged",
         f"cells/{shards[1].name}": "missing",
         "labels/cells-lab.00001.parquet": "label_without_image",
     }
+    assert smears[0] <= set(found[0].smears), "from what this machine imported"
+    assert set(found[1].smears) == smears[1], "from the cache's copy"
     assert {f.kind for f in integrity.verify(data)} == {"damaged", "label_without_image"}, "without a version, too"
+    mend(data, found)
+    assert {path: path.read_bytes() for path in shards} == whole
+    for path in shards:
+        path.unlink()
+    assert {f.kind for f in integrity.verify(data)} == {"label_without_image"}
+
+
+def test_what_was_labelled_deleted_or_imported_since_is_no_damage(made, tmp_path: Path):
+    data, raw = made
+    version = versioned(data)
+    frame = dataset.index(data, ["sha256", "site", "patient"]).query("site == 'lab'")
+    table = put(tmp_path / "t.csv", f"sha256,type\n{frame['sha256'].iloc[-1]},EOS")
+    labelling.label(data, "lab", table, "reader 2", NOW)
+    deletion.forget(data, "lab", frame["patient"].iloc[0], "asked for it", NOW)
+    put(raw / "P5" / "blast" / "new.jpg", picture(77))
+    importing.import_source(sources.load("folder"), raw, sites.load("lab"), data)
+    assert {f.kind for f in integrity.verify(data, version)} == {"unversioned"}
+    deletion.compact(data)
+    found = integrity.verify(data, version)
+    assert {f.kind for f in found} == {"unversioned"}
+    assert any("compacted" in f.remedy for f in found)
+    assert integrity.verify(data) == []
+
+
+def test_no_flipped_byte_of_any_file_stops_the_others_from_being_looked_at(made):
+    data, _ = made
+    patient = dataset.index(data, ["patient"])["patient"].dropna().iloc[0]
+    deletion.forget(data, "lab", patient, "asked for it", NOW)
+    splits = splits_of(data, data.parent / "splits.parquet")
+    version, random = versioned(data), np.random.default_rng(4)
+    dataset.shards(data)[-1].unlink()
+    for path in [*sorted(data.rglob("*.parquet")), splits]:
+        whole = path.read_bytes()
+        for place in random.integers(0, len(whole), 40):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ int(random.integers(1, 256))]) + whole[place + 1 :])
+            for said in (version, None):
+                kinds = {f.kind for f in integrity.verify(data, said, splits=splits)}
+                assert said is None or "missing" in kinds, (path.name, place)
+            if path.name in {Path(name).name for name in version.md5}:
+                found = integrity.verify(data, version)
+                assert [f for f in found if f.where.endswith(path.name)], (path.name, place)
+        path.write_bytes(whole)
 
 
 def test_what_stands_twice_or_in_two_splits_is_found(made):
@@ -195,8 +254,8 @@ def test_a_compaction_rewrites_only_the_shards_concerned(made, monkeypatch: pyte
     assert {p for p in before if p not in now or now[p] != before[p]} == concerned and len(concerned) < 3
     assert not any(sha256.encode() in content for sha256 in images for content in now.values())
     assert integrity.verify(data) == []
-    said = pa.concat_tables(pa.Table.from_pandas(pd.read_parquet(p)) for p in dataset.deleted_paths(data))
-    assert said["patient"].null_count == 4, "the list of what was deleted names nobody"
+    named = [path for path in data.rglob("*") if path.is_file() and patient.encode() in path.read_bytes()]
+    assert named == [], "the list of what was deleted names nobody"
     report = importing.import_source(sources.load("folder"), raw, sites.load("lab"), data)
     assert report.quarantined["deleted"] == 4
     assert deletion.compact(data)["shards"] == 0
@@ -230,6 +289,8 @@ def test_labels_from_a_table_stand_beside_or_in_place_of_the_earlier_ones(made, 
         ("sha256,type\n{0},EOS\n{0},EOS", DataError, "twice"),
         ("sha256,type\n" + "f" * 64 + ",EOS", DataError, "1 images that site 'lab' does not have"),
         ("file,type\na.jpg,EOS", DataError, "no column sha256"),
+        ("sha256,type\nabc,EOS", DataError, "'abc' is no SHA-256"),
+        ("", DataError, "cannot be read as a table"),
     ],
 )
 def test_labels_that_cannot_be_taken_are_refused_whole(made, tmp_path: Path, text: str, error: type, says: str):
@@ -294,3 +355,13 @@ def test_an_image_under_two_patients_is_counted_and_once_alone(tmp_path: Path, s
     for _ in range(2):
         importing.import_source(sources.load("folder"), tmp_path / "raw", sites.load("lab"), into)
         assert stats.stats(into)["duplicates"] == {"exact": 2, "exact_across_patients": 1, "exact_across_sites": 0}
+
+
+def test_a_label_that_supersedes_goes_for_every_site_that_labelled_the_picture(made, tmp_path: Path):
+    data, _ = made
+    (both,) = {s for s, c in dataset.read_labels(data).groupby("sha256")["conflicted"].any().items() if c}
+    table = put(tmp_path / "t.csv", f"sha256,type\n{both},EOS")
+    assert labelling.count(data) == (28, 1)
+    assert labelling.label(data, "lab", table, "reader 2", NOW, supersede=True) == {"labels": 1, "superseded": 2}
+    assert labelling.count(data) == (27, 0)
+    assert dataset.resolved_labels(data).set_index("sha256").loc[both, "true_type"] == "EOS"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import struct
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import picture, put
 
@@ -234,7 +238,7 @@ def test_a_linked_folder_is_followed_and_a_ring_is_not(folder: Path, tmp_path: P
 
 
 def test_one_import_at_a_time(folder: Path, tmp_path: Path):
-    with import_folders.only_one(tmp_path / "d"), pytest.raises(ImportSourceError, match="another import"):
+    with import_folders.only_one(tmp_path / "d"), pytest.raises(ImportSourceError, match="another command"):
         run("folder", folder, tmp_path / "d")
 
 
@@ -405,3 +409,109 @@ def test_metadata_are_dropped_and_pixels_kept(kind: str, tmp_path: Path, sites_f
     assert b"Mustermann" not in block["image"][0]
     np.testing.assert_array_equal(images.decode(block["image"][0]), images.decode(data))
     assert block["sha256"] == [hashlib.sha256(data).hexdigest()], "known by the file as it was found"
+
+
+def conflicted(data: Path) -> dict[str, bool]:
+    labels = dataset.read_labels(data)
+    return labels.groupby("sha256")["conflicted"].any().to_dict()
+
+
+@pytest.fixture
+def two_deliveries(tmp_path: Path, sites_folder: Path) -> tuple[Path, Path]:
+    """The second has a picture of the first under another class, a new one, a broken one, and names that the first has too."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, name, seed in (
+        (one, "blast/1.jpg", 1), (one, "blast/2.jpg", 2), (two, "monocyte/9.jpg", 1), (two, "blast/2.jpg", 3),
+    ):  # fmt: skip
+        put(folder / name, picture(seed))
+    put(one / "blast/bad.jpg", b"one"), put(two / "blast/bad.jpg", b"two")
+    return one, two
+
+
+def test_a_conflict_between_deliveries_stays_however_often_either_is_imported(two_deliveries, tmp_path: Path):
+    for folder in (*two_deliveries, *two_deliveries[::-1], *two_deliveries):
+        run("folder", folder, tmp_path / "d")
+    assert sorted(conflicted(tmp_path / "d").values()) == [False, False, True]
+    quarantine = pd.read_parquet(tmp_path / "d" / "quarantine.parquet")
+    assert sorted(zip(quarantine["folder"], quarantine["file"], quarantine["reason"], strict=True)) == [
+        ("one", "blast/bad.jpg", "unreadable"), ("two", "blast/bad.jpg", "unreadable"),
+    ]  # fmt: skip
+
+
+def test_a_second_delivery_killed_at_any_write_is_completed_by_running_it_again(
+    two_deliveries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, two = two_deliveries
+    for folder in two_deliveries:
+        run("folder", folder, tmp_path / "whole")
+    real, writes = dataset.write_table, []
+
+    def write(table: pa.Table, path: Path, **options: object) -> None:
+        writes.append(path)
+        if len(writes) > limit:
+            if after:
+                real(table, path, **options)
+            raise KeyboardInterrupt
+        real(table, path, **options)
+
+    def contents(data: Path) -> list[object]:
+        tables = (
+            pq.read_table(path).to_pylist()
+            for pattern in ("labels/*", "quarantine.parquet", "local/*.parquet")
+            for path in sorted(data.glob(pattern))
+        )
+        return [conflicted(data), len(dataset.index(data)), *(sorted(map(str, rows)) for rows in tables)]
+
+    for limit in range(12):
+        for after in (False, True):
+            data = tmp_path / f"killed-{limit}-{after}"
+            run("folder", one, data)
+            writes.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(dataset, "write_table", write)
+                with contextlib.suppress(KeyboardInterrupt):
+                    run("folder", two, data)
+            run("folder", two, data)
+            assert contents(data) == contents(tmp_path / "whole"), (limit, after, writes[-1])
+        if len(writes) <= limit:
+            assert limit > 2
+            return
+    raise AssertionError("more writes than were expected")
+
+
+def test_two_files_that_are_broken_alike_are_both_told_so(tmp_path: Path, sites_folder: Path):
+    for name in ("1", "2"):
+        put(tmp_path / "raw" / "blast" / f"{name}.jpg", b"")
+    put(tmp_path / "raw" / "blast" / "3.jpg", picture(3))
+    assert run("folder", tmp_path / "raw", tmp_path / "d").quarantined == {"empty": 2}
+    assert len(dataset.read_labels(tmp_path / "d")) == 1
+
+
+def test_a_class_that_is_said_no_more_goes(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,type\nblast/c.jpg,blast\n")
+    run("folder", folder, tmp_path / "d")
+    before = len(dataset.read_labels(tmp_path / "d"))
+    put(folder / "labels.csv", "file,type\nblast/c.jpg,\n")
+    assert run("folder", folder, tmp_path / "d").relabelled == 1
+    assert len(dataset.read_labels(tmp_path / "d")) == before - 1
+
+
+def test_of_an_image_whose_patient_is_said_anew_nothing_is_taken(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,patient,smear\nblast/c.jpg,p1,s1\n")
+    run("folder", folder, tmp_path / "d")
+    tables = {path: path.read_bytes() for path in (tmp_path / "d").rglob("*.parquet")}
+    put(folder / "labels.csv", "file,patient,smear\nblast/c.jpg,p2,s1\n")
+    with pytest.raises(ImportSourceError, match="another patient"):
+        run("folder", folder, tmp_path / "d")
+    assert {path: path.read_bytes() for path in (tmp_path / "d").rglob("*.parquet")} == tables
+
+
+def test_the_folder_of_images_is_not_the_data_set(folder: Path, tmp_path: Path):
+    with pytest.raises(ImportSourceError, match="--into names the data set"):
+        run("folder", folder, tmp_path / "d" / "cells")
+
+
+def test_a_picture_that_breaks_its_reader_is_quarantined(folder: Path, tmp_path: Path):
+    tiff = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 259, 3, 1, 1) + struct.pack("<I", 0)
+    put(folder / "blast" / "x.tiff", tiff)
+    assert run("folder", folder, tmp_path / "d").quarantined == {"unreadable": 1}

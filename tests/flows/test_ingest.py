@@ -75,11 +75,16 @@ def test_of_a_deleted_patient_nothing_is_taken_in_again(space: Workspace):
     images, labels, _ = contents(space)
     data = space.folder / "data"
     assert deletion.forget(data, "lab", "p-new", "asked for it", NOW)["images"] == 2
-    signed(space, {}, smear="s-later")  # the same pictures, sent once more
+    after = (images - 2, labels - 2, 0)
+    assert contents(space) == after
+    head = space.git("rev-parse", "HEAD")
+    assert run(space).is_completed(), "what was deleted is a version, though nothing came"
+    assert space.git("rev-parse", "HEAD") != head and run(space).name == "NothingNew"
+    signed(space, {}, smear="s-later")  # the same pictures and another count, sent once more
     assert run(space).is_completed()
-    assert contents(space)[:2] == (images - 2, labels - 2 + 1), (
-        "only the label of the picture that is another patient's"
-    )
+    assert contents(space) == after
+    patients = pd.read_parquet(data / "labels/patients-lab.parquet")
+    assert "p-new" not in set(patients["patient"])
 
 
 def test_a_signed_case_becomes_images_labels_diagnosis_and_counts(space: Workspace):

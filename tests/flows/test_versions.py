@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tiny import cell
 
 from flows import versions
 from flows.workspace import FlowError, Workspace
-from smearline import dataset
+from smearline import dataset, deletion
 
 pytest_plugins = ["tiny_fixtures"]
 DATA = Path("data")
@@ -79,7 +80,7 @@ def test_a_revision_whose_bytes_are_not_here_says_how_to_get_them(changed: Works
 
 def test_verify_holds_the_bytes_against_the_version(changed: Workspace):
     whole = command(changed, "verify")
-    assert "labels of images that no shard holds" in whole.stdout  # of the image that was taken out above
+    assert "labels of images that no shard here holds" in whole.stdout  # of the image that was taken out above
     (shard,) = (changed.folder / "data/cells").glob("second-*.parquet")
     content = shard.read_bytes()
     shard.unlink()  # the cache may hold the same file
@@ -99,3 +100,23 @@ def test_forget_and_compact_as_they_are_typed(space: Workspace):
     assert len(dataset.index(space.folder / "data")) == 300
     assert "1 shards rewritten: 20 images" in command(space, "compact").stdout
     assert command(space, "forget", "nobody", "--site", "lab", "--reason", "a slip").returncode == 2
+
+
+def test_a_deletion_is_told_when_it_is_made_and_not_again_when_the_bytes_go(space: Workspace):
+    data = space.folder / "data"
+    patient = "lab-p1"
+    mine = set(dataset.index(data, ["sha256", "patient"]).query("patient == @patient")["sha256"])
+    space.commit("before", *space.add_data(DATA))
+    with dataset.CellWriter(data / "cells", "lab") as writer:
+        writer.add(cell(7100, "lab", patient, "later"))  # comes and goes between two versions
+    deletion.forget(data, "lab", patient, "asked for it", datetime.now(UTC))
+    space.commit("forgotten", *space.add_data(DATA))
+    found = versions.diff(space.folder, DATA, "HEAD~1", "HEAD")
+    assert found["images"] == {"added": {}, "removed": {"lab": len(mine)}}
+    back = versions.diff(space.folder, DATA, "HEAD", "HEAD~1")
+    assert back["images"] == {"added": {"lab": len(mine)}, "removed": {}}
+    deletion.compact(data)
+    space.commit("compacted", *space.add_data(DATA))
+    assert versions.diff(space.folder, DATA, "HEAD~1", "HEAD")["images"] == {"added": {}, "removed": {}}
+    assert versions.diff(space.folder, DATA, "HEAD~2", "HEAD")["images"] == {"added": {}, "removed": {"lab": len(mine)}}
+    assert versions.diff(space.folder, DATA, "HEAD", "HEAD~2")["images"] == {"added": {"lab": len(mine)}, "removed": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,19 @@ import pytest
 import torch
 from conftest import picture, put
 
-from smearline import dataset, differential, evaluation, importing, recogniser, recognition, sites, sources, vocabulary
+from smearline import (
+    dataset,
+    deletion,
+    differential,
+    evaluation,
+    importing,
+    pseudonyms,
+    recogniser,
+    recognition,
+    sites,
+    sources,
+    vocabulary,
+)
 from smearline.errors import DataError, ModelError
 from smearline.metrics.intervals import exact_bounds
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard, RecognitionModel
@@ -174,7 +187,20 @@ def test_a_whole_data_set_is_recognised_shard_by_shard_and_goes_on_where_it_stoo
     content = gone.read_bytes()
     gone.rename(gone.with_name(f".{gone.name}.1.unfinished"))  # killed while it was written
     assert run()["shards"] == 1 and gone.read_bytes() == content
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in dataset.shards(cells))
+    assert sorted(p.name for p in (tmp_path / "out").glob("*")) == sorted(
+        [".lock", *(p.name for p in dataset.shards(cells))]
+    )
+    patient = pseudonyms.pseudonym(pseudonyms.key(sites.load("lab")), "lab", "patient", "p0")
+    deletion.forget(cells, "lab", patient, "asked for it", datetime.now(UTC))
+    for shards, act in (
+        (1, None),
+        (1, deletion.compact),
+    ):  # deleted, then taken out of the bytes: the shard has another name
+        if act:
+            act(cells)
+        assert run()["shards"] == shards
+        found = pd.concat(pd.read_parquet(path) for path in (tmp_path / "out").glob("*.parquet"))
+        assert sorted(found["sha256"]) == sorted(dataset.index(cells, ["sha256"])["sha256"]) and len(found) == 8
     other = model_folder(tmp_path / "other_model", {})
     with pytest.raises(DataError, match="made by another model"):
         run(other)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from conftest import picture
+from conftest import picture, put
 
 from serving.cases import Answer, Case, CaseConflict, CaseStore, Key, KeyReused, case_of
 from smearline import dataset
@@ -192,7 +192,10 @@ def test_a_forgotten_patient_leaves_nothing(store: CaseStore):
     store.review(mine, f"body of {mine}".encode(), [{"sha256": "0", "name": "type", "value": "EOS", **told}], None, key)
     logs = store.export_log()
     (images,) = [p for p in (store.home / "incoming").rglob("*.parquet") if "his" in str(pq.read_table(p)["smear"])]
-    assert store.forget("hospital", "him") == {"cases": 1, "answers": 1, "incoming_shards": 1}
+    add(store, smear="his other")  # sent without a patient; the data set knows whose smear it is
+    stray = put(store.home / "incoming" / "hospital" / "2026-01-01" / "hospital-0-0.parquet", images.read_bytes())
+    assert store.forget("hospital", "him", {"his other", "his"}) == {"cases": 2, "answers": 2, "incoming_shards": 3}
+    assert not stray.exists() and store.case(case_of("hospital", "his other")) is None
     assert store.case(mine) is None and store.stored(key) is None and not images.exists()
     assert store.case(hers) is not None
     assert {case for path in logs for case in pq.read_table(path)["case_id"].to_pylist()} == {hers}

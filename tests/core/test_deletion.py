@@ -1,0 +1,172 @@
+"""A patient who is deleted is gone everywhere, stays gone, and whatever is killed half-way is ended by the next command."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import picture, put
+from typer.testing import CliRunner
+
+from smearline import cbc, cli, dataset, deletion, importing, integrity, pseudonyms, sites, sources, stats
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+FOLDER = sources.load("folder")
+
+
+@pytest.fixture
+def made(tmp_path: Path, sites_folder: Path) -> tuple[Path, Path]:
+    """(data set, raw folder): of patients A and B two images each, a truncated one, and their counts by smear alone; one of A's
+    pictures is also among B's."""
+    raw, into = tmp_path / "raw", tmp_path / "w" / "data"
+    rows = ["file,type,patient,smear"]
+    for i, who in enumerate("AABB"):
+        put(raw / f"{who}/{i}.jpg", picture(i))
+        rows.append(f"{who}/{i}.jpg,blast,{who},S{who}")
+    put(raw / "B/again.jpg", picture(0))
+    put(raw / "A/short.jpg", picture(9)[:300])
+    rows += ["B/again.jpg,blast,B,SB", "A/short.jpg,blast,A,SA"]
+    put(raw / "labels.csv", "\n".join(rows))
+    put(raw / "patients.csv", "patient,smear,diagnosis\nA,SA,AML\nB,SB,APL")
+    put(raw / "xn.csv", "Sample No.,WBC(10^3/uL)\nSA,4.1\nSB,5.2\n")
+    importing.import_source(FOLDER, raw, sites.load("lab"), into)
+    return into, raw
+
+
+def name(who: str, kind: str = "patient") -> str:
+    return pseudonyms.pseudonym(pseudonyms.key(sites.load("lab")), "lab", kind, who)
+
+
+def of_patient(data: Path, who: str = "A") -> list[str]:
+    """Every table that names him, his smear or a path of his."""
+    patient, smear = name(who), name(f"S{who}", "smear")
+    images = set(dataset.index(data, ["sha256", "patient"]).query("patient == @patient")["sha256"])
+    found = []
+    for path in [
+        *data.glob("labels/*"),
+        *data.glob("cbc/*"),
+        data / "quarantine.parquet",
+        *data.glob("local/*.parquet"),
+    ]:
+        for row in pq.read_table(path).to_pylist():
+            his = row.get("patient") == patient or row.get("smear") == smear or row.get("sha256") in images
+            if his or str(row.get("file") or row.get("path")).startswith(f"{who}/"):
+                found.append(f"{path.name}: {row}")
+    return found
+
+
+def test_everything_that_names_him_goes_and_does_not_come_back(made):
+    data, raw = made
+    assert {line.split(":")[0] for line in of_patient(data)} == {
+        "cells-lab.00001.parquet", "patients-lab.parquet", "lab.parquet", "quarantine.parquet", "files-lab.parquet",
+    }  # fmt: skip
+    done = deletion.forget(data, "lab", name("A"), "asked for it", NOW)
+    assert (done["images"], done["patients"], done["count_values"], done["quarantined"]) == (2, 1, 1, 2)
+    assert of_patient(data) == []
+    assert of_patient(data, "B")
+    put(raw / "A/new.jpg", picture(30))  # of the patient who was deleted, and never seen before
+    put(raw / "labels.csv", (raw / "labels.csv").read_text() + "\nA/new.jpg,blast,A,SA")
+    for _ in range(2):
+        report = importing.import_source(FOLDER, raw, sites.load("lab"), data)
+        assert of_patient(data) == []
+        assert (report.imported, report.quarantined["deleted"]) == (
+            0,
+            5,
+        )  # two, the short one, the new one, and B's copy of one
+    assert len(dataset.index(data)) == 2
+    deletion.compact(data)
+    assert of_patient(data) == [] and integrity.verify(data) == []
+    importing.import_source(FOLDER, raw, sites.load("lab"), data)
+    assert of_patient(data) == [] and len(dataset.index(data)) == 2
+
+
+def test_killed_after_any_write_it_is_ended_by_forget_again_or_by_compact(made, monkeypatch: pytest.MonkeyPatch):
+    data, _ = made
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    real, writes = dataset.write_table, []
+
+    def write(table: pa.Table, path: Path, **options: object) -> None:
+        if len(writes) == limit:
+            raise KeyboardInterrupt
+        writes.append(path)
+        real(table, path, **options)
+
+    for limit in range(20):
+        for end in (lambda: deletion.forget(data, "lab", name("A"), "again", NOW), lambda: deletion.compact(data)):
+            for path in data.rglob("*"):
+                path.unlink() if path.is_file() and path not in before else None
+            for path, content in before.items():
+                put(path, content)
+            writes.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(dataset, "write_table", write)
+                try:
+                    deletion.forget(data, "lab", name("A"), "asked for it", NOW)
+                    whole = True
+                except KeyboardInterrupt:
+                    whole = False
+            if writes and not whole and len(writes) > 1:  # from then on it is written down which images are gone
+                end()
+                assert of_patient(data) == [], f"killed at write {limit}"
+                assert not [f for f in integrity.verify(data) if f.kind != "in_no_split"]
+        if whole:
+            assert limit > 5
+            return
+    raise AssertionError("more writes than were expected")
+
+
+def test_labels_of_deleted_images_are_found(made):
+    data, _ = made
+    labels = {path: path.read_bytes() for path in dataset.label_paths(data, "lab")}
+    deletion.forget(data, "lab", name("A"), "asked for it", NOW)
+    for path, content in labels.items():
+        path.write_bytes(content)
+    (found,) = integrity.verify(data)
+    assert (found.kind, found.remedy) == ("label_of_deleted", "smearline compact")
+    deletion.compact(data)
+    assert integrity.verify(data) == []
+
+
+def test_near_duplicates_are_counted_without_the_deleted(made, tmp_path: Path):
+    data, _ = made
+    frame = dataset.index(data, ["sha256", "site", "patient"])
+    split = frame.assign(split="train", group=frame["patient"], near_duplicate=True)
+    split[["sha256", "split", "group", "near_duplicate"]].to_parquet(tmp_path / "splits.parquet", index=False)
+    deletion.forget(data, "lab", name("A"), "asked for it", NOW)
+    found = stats.stats(data, tmp_path / "splits.parquet")["duplicates"]
+    assert (found["near"], found["near_across_patients"], found["near_across_sites"]) == (2, 0, 0)
+
+
+def test_the_command_says_where_it_found_no_case_store(made, monkeypatch: pytest.MonkeyPatch):
+    data, _ = made
+    given = [
+        "forget",
+        "A",
+        "--site",
+        "lab",
+        "--reason",
+        "asked",
+        "--data",
+        str(data / "cells"),
+    ]  # its images' folder will do
+    said = CliRunner().invoke(cli.app, given)
+    assert said.exit_code == 0, said.output
+    assert "images 2" in said.output and "no case store at" in said.output
+    from serving.cases import CaseStore
+
+    monkeypatch.setenv("SMEARLINE_STORE", f"sqlite:///{data.parent / 'elsewhere.sqlite'}")
+    CaseStore(home=data.parent / "home")
+    said = CliRunner().invoke(cli.app, [*given[:1], "B", *given[2:], "--service", str(data.parent / "home")])
+    assert "cases 0" in said.output and "no case store" not in said.output
+
+
+def test_blood_counts_of_a_patient_without_images_go_too(made):
+    data, _ = made
+    row = {"site": "lab", "patient": "C", "smear": "SC", "parameter": "WBC", "value": 4.0, "raw": "4"}
+    dataset.merge_rows(data / "cbc" / "lab.parquet", [row], cbc.COUNTS, cbc.KEY)
+    assert deletion.forget(data, "lab", "C", "asked", NOW)["count_values"] == 1
+    assert "C" not in set(pd.read_parquet(data / "cbc" / "lab.parquet")["patient"])
