@@ -2,8 +2,8 @@
 
     python -m bench.kill_drill [--images 100000] [--kills 25]     (make proof-kill)
 
-Half of the kills take the whole tree of processes, half one process of it. Then the run goes to its end; images and labels
-(digests), and what a fresh clone pulls and verifies, are compared with those of the run that was never killed (the last
+Half of the kills take the whole tree of processes, half one process of it. Then the run goes to its end; images, labels,
+patients, blood counts, quarantine and paths (digests), and what a fresh clone pulls and verifies, are compared with those of the run that was never killed (the last
 bench/results/scale_100000.json where it has as many images, else one made now). Result: bench/results/kill_drill.json.
 """
 
@@ -79,9 +79,9 @@ def main() -> None:
     while hits.total() < given.kills:
         process = start(*arguments)
         with contextlib.suppress(psutil.TimeoutExpired):
-            if process.wait(dice.uniform(3, 30)) == 0:
-                break  # it came to its end between two kills
-            continue
+            if process.wait(dice.uniform(3, 30)):
+                raise SystemExit(f"the run fails by itself after {hits.total()} kills; see {WORK / NAME}.log")
+            break  # it came to its end between two kills
         steps = WORK / NAME / ".smearline" / "scale.json"
         last = list(json.loads(steps.read_text()))[-1] if steps.exists() else "nothing"
         hits[kill(process, hits.total() % 2 == 0, dice)] += 1

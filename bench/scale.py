@@ -44,7 +44,7 @@ import yaml
 from bench import results
 from flows.lines import prepare
 from flows.workspace import PRODUCT, Workspace, environment
-from smearline import dataset, lookup, sites, vocabulary
+from smearline import cbc, dataset, lookup, sites, vocabulary
 from smearline.simulator import simulate
 
 IMAGES, SITES, SMEARS, DELIVERY = 1_476_727, 8, 6000, 75
@@ -54,6 +54,9 @@ SMALL, REAL_SIZE = {"px": 128, "quality": 88, "bytes": 5_000}, {"px": 256, "qual
 COPIES = 3.4
 """On disk: the shards (hardlinked with DVC's cache), the remote's copy and the second clone's, and slack."""
 LOOSE_COPIES = 2.5
+VERSIONS = ("first version", "a day", "relabelled")
+BAD = 2
+"""Files of each delivery that go into quarantine: one that came under another class too, and a truncated one."""
 TEMPLATES = ("sim_north", "sim_south", "sim_east")
 
 
@@ -181,12 +184,21 @@ def draw(folder: Path, sites_folder: Path, site: str, number: int, cells: list[i
                 size += len(data)
                 rows.append((path.relative_to(folder).as_posix(), row.type, row.patient, row.smear, row.acquired_at))
             left -= min(8, left)
+    name, kind, *whose = rows[0]
+    whole = (folder / name).read_bytes()
+    for again, content, of in (
+        ("again.jpg", whole, "MONO" if kind != "MONO" else "EOS"),
+        ("short.jpg", whole[:-500], kind),
+    ):
+        path = (folder / name).with_name(f"{name.rsplit('/', 1)[-1][:-4]}_{again}")
+        path.write_bytes(content)
+        rows.append((path.relative_to(folder).as_posix(), of, *whose))
     pd.DataFrame(rows, columns=["file", "type", "patient", "smear", "acquired_at"]).to_csv(
         folder / "labels.csv", index=False
     )
     shutil.move(drawn / site / "patients.csv", folder / "patients.csv")
     shutil.rmtree(drawn)
-    told = {"images": len(rows), "bytes": size, "draw_seconds": round(time.monotonic() - started, 2)}
+    told = {"images": len(rows) - BAD, "bytes": size, "draw_seconds": round(time.monotonic() - started, 2)}
     (folder / "complete").write_text(json.dumps(told))
     return told
 
@@ -199,7 +211,7 @@ def die_with_parent() -> None:
 def take(scale: Scale, command: tuple[str, ...], told: dict[str, Any]) -> dict[str, Any]:
     found = scale.run(*command)
     imported = re.search(
-        r"= (\d+) imported \+ (\d+) there already \+ \d+ tables read \+ 0 quarantined", found.pop("said")
+        rf"= (\d+) imported \+ (\d+) there already \+ \d+ tables read \+ {BAD} quarantined", found.pop("said")
     )
     assert imported and sum(map(int, imported.groups())) == told["images"], "an image was not taken"
     return {**told, **found}
@@ -306,6 +318,12 @@ def near_duplicates(scale: Scale) -> dict[str, Any]:
     }
 
 
+def table_digest(table: pd.DataFrame) -> str:
+    """Of the rows, in whatever order they stand."""
+    rows = pd.util.hash_pandas_object(table.astype(str), index=False).sort_values()
+    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
+
+
 def contents(scale: Scale) -> dict[str, Any]:
     """What the data set holds, to be compared with a run that was never killed."""
     data = scale.space.folder / "data"
@@ -313,12 +331,20 @@ def contents(scale: Scale) -> dict[str, Any]:
         dataset.index(data, ["sha256"]),
         dataset.read_labels(data),
     )  # raises where an image stands in it twice
-    said = labels.sort_values(["sha256", "name", "value", "labelled_by"])[["sha256", "name", "value", "labelled_by"]]
+    said = labels[["sha256", "name", "value", "labelled_by", "source", "conflicted"]]
+    tables = {
+        "labels": said,
+        "patients": dataset.read_tables(data, "labels/patients-*.parquet", dataset.PATIENTS),
+        "counts": dataset.read_tables(data, "cbc/*.parquet", cbc.COUNTS),
+        "quarantine": dataset.read_tables(data, "quarantine.parquet", dataset.QUARANTINE),
+        "files": dataset.read_tables(data, "local/files-*.parquet", dataset.FILES),
+    }
     return {
         "images": len(frame),
         "images_digest": dataset.digest(frame),
-        "labels": len(labels),
-        "labels_digest": hashlib.sha256(said.to_csv(index=False).encode()).hexdigest(),
+        "conflicted": int(labels.loc[labels["conflicted"], "sha256"].nunique()),
+        **{f"{name}_rows": len(table) for name, table in tables.items()},
+        **{f"{name}_digest": table_digest(table) for name, table in tables.items()},
         "unfinished_files": len(list(data.rglob(".*.unfinished"))),
     }
 
@@ -421,8 +447,11 @@ def run(given: argparse.Namespace, size: dict[str, int]) -> None:
     scale.step("relabelled: pull", lambda: pull_again(scale))
     scale.step("split after the day", lambda: scale.run("pipelines.split"))
     scale.step("near duplicates", lambda: near_duplicates(scale))
-    for command in (("stats",), ("diff", "HEAD~1", "HEAD"), ("diff", "HEAD~2", "HEAD"), ("verify",)):
-        scale.step(" ".join(command), partial(scale.run, "smearline.cli", *command))
+    made = {what: space.git("log", "-1", "--format=%h", f"--grep=^{what}$") for what in VERSIONS}
+    commands = {"stats": ("stats",), "verify": ("verify",)}
+    commands |= {f"diff since {what}": ("diff", made[what], made["relabelled"]) for what in VERSIONS[:2]}
+    for what, command in commands.items():
+        scale.step(what, partial(scale.run, "smearline.cli", *command))
     scale.step("first batch", lambda: scale.run("bench.first_batch"))
     scale.step("contents", lambda: contents(scale))
     if given.loose:
