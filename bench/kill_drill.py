@@ -2,9 +2,10 @@
 
     python -m bench.kill_drill [--images 100000] [--kills 25]     (make proof-kill)
 
-Half of the kills take the whole tree of processes, half one process of it. Then the run goes to its end; images, labels,
-patients, blood counts, quarantine and paths (digests), and what a fresh clone pulls and verifies, are compared with those of the run that was never killed (the last
-bench/results/scale_100000.json where it has as many images, else one made now). Result: bench/results/kill_drill.json.
+Half of the kills take the whole tree of processes, half one process of it. Then the run goes to its end, a fresh clone pulls and
+verifies it, and images, labels, patients, blood counts, quarantine and paths (digests) are compared with those of a run that was
+never killed (bench/results/scale_100000.json where it has as many images, else one made now). Result:
+bench/results/kill_drill.json.
 """
 
 from __future__ import annotations

@@ -448,7 +448,7 @@ def run(given: argparse.Namespace, size: dict[str, int]) -> None:
     scale.step("split after the day", lambda: scale.run("pipelines.split"))
     scale.step("near duplicates", lambda: near_duplicates(scale))
     made = {what: space.git("log", "-1", "--format=%h", f"--grep=^{what}$") for what in VERSIONS}
-    commands = {"stats": ("stats",), "verify": ("verify",)}
+    commands: dict[str, tuple[str, ...]] = {"stats": ("stats",), "verify": ("verify",)}
     commands |= {f"diff since {what}": ("diff", made[what], made["relabelled"]) for what in VERSIONS[:2]}
     for what, command in commands.items():
         scale.step(what, partial(scale.run, "smearline.cli", *command))
@@ -486,7 +486,9 @@ def summary(scale: Scale, images: int) -> dict[str, Any]:
         },
         "draw": {"images_a_second": round(total["images"] / total["draw_seconds"])},
         "day": {key: sum(part[key] for part in day) for key in ("images", "bytes", "seconds")},
-        "steps": {name: part for name, part in done.items() if not name.startswith(("import ", "day "))},
+        "steps": {
+            name: part for name, part in done.items() if name != "shards" and not name.startswith(("import ", "day "))
+        },
     }
 
 
