@@ -268,11 +268,11 @@ def _scale_column(told: dict[str, Any]) -> dict[str, str]:
             f"{near['pairs']:,} of {near['possible_pairs']:.2e} pairs ({near['images_in_a_pair']:,} images)"
         ),
         "`smearline stats`": took("stats"),
-        "`smearline diff`, over the relabelling; over that and the day": f"{took('diff since a day')}; {took('diff since first version')}",
+        "`smearline diff`: the relabelling; also the day": f"{took('diff since a day')}; {took('diff since first version')}",
         "`smearline verify`": f"{took('verify')}, {verified:,.0f} MB/s",
         "first batch of training": (
             f"{sum(v for k, v in first.items() if k != 'more batches'):.1f} s, of which labels and split "
-            f"{first['labels, split and places of the images']:.1f}"
+            f"{first['labels, split and places of the images']:.1f}; {steps['first batch']['peak_mb'] / 1000:.1f} GB"
         ),
     }
 

@@ -32,7 +32,7 @@ class Described:
 
 
 class _Rows:
-    """A table's rows by key, kept in columns: a dictionary a row would take six times the memory."""
+    """A table's rows by key, kept in columns: a dictionary a row would take several times the memory."""
 
     def __init__(self, keys: Sequence[str], columns: Iterable[tuple[str, Iterable[str]]]) -> None:
         hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
