@@ -265,7 +265,7 @@ def _scale_column(told: dict[str, Any]) -> dict[str, str]:
         "split, all compared with all": f"{took('split')}, {steps['split']['peak_mb'] / 1000:.1f} GB",
         "split after the day": f"{took('split after the day')}, {steps['split after the day']['peak_mb'] / 1000:.1f} GB",
         "false alarms among near duplicates": (
-            f"{near['pairs']:,} of {near['possible_pairs']:.2e} pairs ({near['images_in_a_pair']:,} images)"
+            f"{near['pairs']:,} of {near['possible_pairs']:.1e} pairs; {near['pairs_of_one_drawing_turned']} are one drawing turned"
         ),
         "`smearline stats`": took("stats"),
         "`smearline diff`: the relabelling; also the day": f"{took('diff since a day')}; {took('diff since first version')}",

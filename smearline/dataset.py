@@ -372,6 +372,8 @@ def conflicted(labels: pd.DataFrame) -> pd.Series:
         parents = {p for p, children in words.parents.items() if set(children) & set(values)}
         if len(set(values) - parents) > 1:
             clashing.add((sha256, name))
+    if not clashing:
+        return pd.Series(False, labels.index)
     return pd.Series(
         [pair in clashing for pair in zip(labels["sha256"], labels["name"], strict=True)], labels.index, bool
     )
