@@ -76,15 +76,19 @@ def main() -> None:
     WORK.mkdir(exist_ok=True)
     dice, hits, began = random.Random(4), Counter[str](), Counter[str]()
     arguments = ("--images", str(given.images), "--name", NAME, "--keep")
-    wanted = undisturbed(given.images)
+    wanted, longest, before = undisturbed(given.images), 30.0, ""
     while hits.total() < given.kills:
         process = start(*arguments)
         with contextlib.suppress(psutil.TimeoutExpired):
-            if process.wait(dice.uniform(3, 30)):
+            if process.wait(dice.uniform(3, longest)):
                 raise SystemExit(f"the run fails by itself after {hits.total()} kills; see {WORK / NAME}.log")
             break  # it came to its end between two kills
         steps = WORK / NAME / ".smearline" / "scale.json"
         last = list(json.loads(steps.read_text()))[-1] if steps.exists() else "nothing"
+        longest, before = (
+            30.0 if last != before else 1.5 * longest,
+            last,
+        )  # so that it gets on, however slow the machine is
         hits[kill(process, hits.total() % 2 == 0, dice)] += 1
         began[last.split(" ")[0] if last.startswith(("import", "day")) else last] += 1
         print(f"kill {hits.total()} after '{last}'", flush=True)
