@@ -1,4 +1,4 @@
-"""`make scale` killed with SIGKILL again and again, at random moments, must end where a run that was left alone ends.
+"""`make scale` killed with SIGKILL once a step or two, at random moments, must end where a run that was left alone ends.
 
     python -m bench.kill_drill [--images 100000] [--kills 25]     (make proof-kill)
 
@@ -33,6 +33,12 @@ def start(*arguments: str) -> psutil.Process:
     log = (WORK / f"{NAME}.log").open("a")
     command = [sys.executable, "-m", "bench.scale", "--real-size", *arguments]
     return psutil.Popen(command, cwd=PRODUCT, env=environment(), stdout=log, stderr=log)
+
+
+def steps_done() -> dict[str, Any]:
+    file = WORK / NAME / ".smearline" / "scale.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
 
 
 def undisturbed(images: int) -> dict[str, Any]:
@@ -76,19 +82,19 @@ def main() -> None:
     WORK.mkdir(exist_ok=True)
     dice, hits, began = random.Random(4), Counter[str](), Counter[str]()
     arguments = ("--images", str(given.images), "--name", NAME, "--keep")
-    wanted, longest, before = undisturbed(given.images), 30.0, ""
+    wanted, seen = undisturbed(given.images), 0
     while hits.total() < given.kills:
         process = start(*arguments)
-        with contextlib.suppress(psutil.TimeoutExpired):
-            if process.wait(dice.uniform(3, longest)):
+        while process.poll() is None and len(steps_done()) <= seen:
+            time.sleep(0.2)
+        with contextlib.suppress(psutil.TimeoutExpired):  # somewhere in the next step, or the one after
+            process.wait(dice.uniform(0, 8))
+        if process.poll() is not None:
+            if process.returncode:
                 raise SystemExit(f"the run fails by itself after {hits.total()} kills; see {WORK / NAME}.log")
             break  # it came to its end between two kills
-        steps = WORK / NAME / ".smearline" / "scale.json"
-        last = list(json.loads(steps.read_text()))[-1] if steps.exists() else "nothing"
-        longest, before = (
-            30.0 if last != before else 1.5 * longest,
-            last,
-        )  # so that it gets on, however slow the machine is
+        seen = len(steps_done())
+        last = list(steps_done())[-1]
         hits[kill(process, hits.total() % 2 == 0, dice)] += 1
         began[last.split(" ")[0] if last.startswith(("import", "day")) else last] += 1
         print(f"kill {hits.total()} after '{last}'", flush=True)
