@@ -81,6 +81,8 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     (WORK / f"{NAME}.log").unlink(missing_ok=True)
     WORK.mkdir(exist_ok=True)
+    if (PRODUCT / ".git").exists() and subprocess.run(["git", "diff", "--quiet"], cwd=PRODUCT).returncode:
+        print("note: the checkout has changes that are not committed; change nothing while this runs", flush=True)
     dice, hits, began = random.Random(4), Counter[str](), Counter[str]()
     arguments = ("--images", str(given.images), "--name", NAME, "--keep")
     wanted, seen = undisturbed(given.images), 0

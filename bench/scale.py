@@ -320,6 +320,7 @@ def near_duplicates(scale: Scale) -> dict[str, Any]:
 
 def table_digest(table: pd.DataFrame) -> str:
     """Of the rows, in whatever order they stand."""
+    table = table.drop(columns="folder", errors="ignore")  # it holds a digest of the workspace's own path
     rows = pd.util.hash_pandas_object(table.astype(str), index=False).sort_values()
     return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 

@@ -36,6 +36,9 @@ INBOX = Path("inbox")
 def ingest(workspace: str = ".") -> State[Any]:
     """Take in signed-off cases and new files, version the data, and drop the images that no retention allows."""
     space, data = Workspace(Path(workspace)), settings.load().data.folder
+    changed = space.data_changed(
+        data
+    )  # somebody labelled or deleted; refused where the data are older than their pointers
     store = CaseStore(home=space.service)
     signed = store.signed_off()
     counts = take_cases(signed, data) if signed else {}
@@ -50,7 +53,7 @@ def ingest(workspace: str = ".") -> State[Any]:
             looked_at[seen] = now
         except FlowError as error:
             failed.append(f"{folder}: {error}")
-    changed = bool(signed or looked_at) or space.data_changed(data)  # somebody labelled or deleted
+    changed = changed or bool(signed or looked_at)
     commit = version(space, data, counts | {"folders": len(looked_at)}) if changed else ""
     if signed:  # a sign-off that came meanwhile is left to the next run
         store.mark_ingested(signed, commit)

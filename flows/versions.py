@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from dvc.repo import Repo
 
-from flows.workspace import FlowError
+from flows.workspace import BehindVersion, FlowError, Workspace
 from smearline import dataset
 from smearline.integrity import Version
 
@@ -35,7 +35,12 @@ def here(workspace: Path, data: Path) -> Version | None:
             found = _files(repo, data, None)
         except NoVersion:
             return None
-        return Version(found, {name: Path(repo.cache.local.oid_to_path(md5)) for name, md5 in found.items()})
+        copies = {name: Path(repo.cache.local.oid_to_path(md5)) for name, md5 in found.items()}
+    try:
+        Workspace(workspace).data_changed(data)
+    except BehindVersion:
+        return Version(found, copies=copies, behind=True)
+    return Version(found, copies=copies)
 
 
 def diff(workspace: Path, data: Path, old: str, new: str) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from smearline import plain_json
 from smearline.errors import SmearlineError
 
 PRODUCT = Path(__file__).resolve().parents[1]
@@ -27,6 +30,10 @@ class FlowError(SmearlineError):
 
 class DvcLocked(FlowError):
     """Another DVC command holds the workspace's DVC lock; trying again helps."""
+
+
+class BehindVersion(FlowError):
+    """The data here are older than their pointers."""
 
 
 class Busy(FlowError):
@@ -71,15 +78,42 @@ class Workspace:
         the file that hides the bytes from git."""
         there = [data / name for name in VERSIONED if (self.folder / data / name).exists()]
         self.run("dvc", "add", "-q", *map(str, there))
+        self.data_changed(data)  # notes which version the data are
         return [data / ".gitignore", *(Path(f"{path}.dvc") for path in there)]
 
     def data_changed(self, data: Path) -> bool:
-        """Whether what lies there is no version yet."""
+        """Whether what lies there is no version yet.
+
+        Raises:
+            BehindVersion: the pointers are not those that the data here were last a version of, as after `git pull`; a version made
+                now would bring back what is old.
+        """
         there = [data / name for name in VERSIONED if (self.folder / data / name).exists()]
-        pointers = [f"{path}.dvc" for path in there]
-        if not all((self.folder / pointer).exists() for pointer in pointers):
-            return True
-        return bool(there) and self.run("dvc", "status", "--json", *pointers)[-1:] != ["{}"]
+        pointers = {str(path): self.folder / f"{path}.dvc" for path in there}
+        if not all(pointer.exists() for pointer in pointers.values()):
+            return bool(there)
+        if not there:
+            return False
+        now = {name: yaml.safe_load(pointer.read_text())["outs"][0]["md5"] for name, pointer in pointers.items()}
+        kept = self.folder / STATE / "data-version.json"
+        if self.quiet("dvc", "status", "--json", *(str(p) for p in pointers.values())).strip() == "{}":
+            plain_json.write(kept, now)
+            return False
+        if kept.exists() and plain_json.read(kept) != now:
+            raise BehindVersion(
+                f"the pointers of {data} are of another version than the data here (git pull?), so nothing was made a version: "
+                f"dvc checkout {data}/*.dvc (dvc pull), then run this again"
+            )
+        return True
+
+    def quiet(self, *command: str) -> str:
+        """`python -m ...` in the workspace; what it prints. Raises FlowError where it fails."""
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=self.folder, env=environment(), capture_output=True, text=True
+        )
+        if done.returncode:
+            raise FlowError(f"'{' '.join(command)}' failed in {self.folder}:\n{done.stderr.strip()}")
+        return done.stdout
 
     def call(self, *command: str, **variables: str) -> None:
         """`python -m ...` in the workspace, on this terminal, progress and all. Raises FlowError where it fails."""

@@ -29,7 +29,7 @@ from smearline.errors import DataError
 from smearline.import_folders import locked
 from smearline.recognition import RecognitionModel, recognised
 
-MODEL_KEY = b"smearline.model"
+MODEL_KEY, CELLS_KEY = b"smearline.model", b"smearline.cells"
 _ROWS = 8192
 """Written together."""
 
@@ -47,7 +47,7 @@ class RecogniseShard:
         if (first := next(tables, None)) is not None:  # else every image of the shard is deleted
             whole = self.out / shard.name
             unfinished = whole.with_name(f".{whole.name}.{os.getpid()}.unfinished")
-            schema = first.schema.with_metadata({MODEL_KEY: self.model.embedding_version})
+            schema = first.schema.with_metadata({MODEL_KEY: self.model.embedding_version, CELLS_KEY: str(self.cells)})
             with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
                 waiting = [first]
                 for table in chain(tables, [None]):
@@ -80,7 +80,7 @@ def recognise(
         shards and images recognised now, shards there before, seconds.
 
     Raises:
-        DataError: OUT holds answers of another model.
+        DataError: OUT holds answers of another model, or of another data set.
         ImportSourceError: another job is writing into OUT.
     """
     with locked(out, out / ".lock"):
@@ -99,7 +99,10 @@ def _recognise(
     loaded, shards = RecognitionModel(model), dataset.shards(cells)
     before = sorted(out.glob("[!.]*.parquet"))
     for path in before:
-        by = (pq.read_schema(path).metadata or {}).get(MODEL_KEY, b"").decode()
+        told = pq.read_schema(path).metadata or {}
+        by, of = told.get(MODEL_KEY, b"").decode(), told.get(CELLS_KEY, b"").decode()
+        if of not in ("", str(cells.absolute())):
+            raise DataError(f"{path} holds cells of another data set ({of}); give another --out, or remove it")
         if by != loaded.embedding_version:
             raise DataError(f"{path} was made by another model ({by or 'unknown'}); give another --out, or remove it")
     names, gone = {shard.name for shard in shards}, pa.array(dataset.deleted(cells), pa.string())

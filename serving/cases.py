@@ -332,18 +332,29 @@ class CaseStore:
                 mine &= SIGNOFFS.c.data_version.is_(None)
                 connection.execute(SIGNOFFS.update().where(mine).values(data_version=data_version))
 
-    def forget(self, site: str, patient: str, smears: Collection[str] = ()) -> dict[str, int]:
-        """Delete all that is kept of a patient (a pseudonym), or of these smears of his: cases, answers, overrides, sign-offs,
-        idempotency keys, images, and the cells in the inference log. Returns counts. Killed, it is run again."""
-        his = (CASES.c.patient == patient) | CASES.c.smear.in_(smears)
-        cases = [row["case_id"] for row in self._rows(sa.select(CASES.c.case_id).where(CASES.c.site == site, his))]
+    def smears_of(self, site: str, patient: str) -> set[str] | None:
+        """The smears of a patient's cases; pseudonyms. None: there is no case of his."""
+        query = sa.select(CASES.c.smear).where(CASES.c.site == site, CASES.c.patient == patient)
+        rows = self._rows(query)
+        return {row["smear"] for row in rows if row["smear"]} if rows else None
+
+    def forget(self, site: str, patient: str, forgotten: dataset.Forgotten) -> dict[str, int]:
+        """Delete all that is kept of a patient (a pseudonym), and what names no patient but a smear that was forgotten: cases,
+        answers, overrides, sign-offs, idempotency keys, images, and the cells in the inference log. Returns counts. Killed, it is
+        run again."""
+
+        def his(row: Mapping[str, Any]) -> bool:
+            return row["patient"] == patient or forgotten.has(site, row["patient"], row["smear"])
+
+        known = self._rows(sa.select(CASES.c.case_id, CASES.c.patient, CASES.c.smear).where(CASES.c.site == site))
+        cases = [row["case_id"] for row in known if his(row)]
         answers = [answer for case in cases for answer in self._answers(case)]
         shards = {path for answer in answers for path in self._shards(answer)}
-        for path in sorted(
-            (self.home / "incoming" / site).glob("*/*.parquet")
-        ):  # of no answer, where a service was killed
-            whose = pq.read_table(path, columns=["patient", "smear"]).to_pylist()
-            shards |= {path} if any(row["patient"] == patient or row["smear"] in smears for row in whose) else set()
+        of_answers = {row["answer_id"] for row in self._rows(sa.select(ANSWERS.c.answer_id))}
+        for path in sorted((self.home / "incoming" / site).glob("*/*.parquet")):
+            if path.stem.rsplit("-", 2)[-2] not in of_answers:  # a service was killed before it gave the answer
+                whose = pq.read_table(path, columns=["patient", "smear"]).to_pylist()
+                shards |= {path} if any(map(his, whose)) else set()
         for path in shards:
             path.unlink(missing_ok=True)
         for place, day in {(answer["site"], answer["day"]) for answer in answers}:  # they are written anew below

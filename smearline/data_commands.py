@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -129,29 +128,26 @@ def forget(
     """
     from datetime import UTC, datetime
 
-    from smearline import deletion, pseudonyms, sites
+    from smearline import dataset, deletion, pseudonyms, sites
 
     data, place, now = _set(data), sites.load(site), datetime.now(UTC)
     names = [pseudonyms.pseudonym(pseudonyms.key(place), site, "patient", patient), patient]
     home = service or Path(data.resolve().parent, os.environ.get("SMEARLINE_HOME") or ".smearline/service")
     cases = outside("serving.cases") if service or _has_cases(home) else None
-    found: dict[str, int] = {}
+    store, found = cases.CaseStore(home=home) if cases else None, dict[str, int]()
     unknown: DataError | None = None
-    smears: set[str] = set()
     for name in names:
-        with contextlib.suppress(DataError):  # there is no data set; the case store may know him
-            smears = deletion.smears_of(data, site, name)
-        if cases:  # before the data set forgets which smears are his
-            for what, number in cases.CaseStore(home=home).forget(site, name, smears).items():
-                found[what] = found.get(what, 0) + number
+        known = store.smears_of(site, name) if store else None
         try:
-            for what, number in deletion.forget(data, site, name, reason, now).items():
-                found[what] = found.get(what, 0) + number
+            found = deletion.forget(data, site, name, reason, now, smears=known or (), known=known is not None)
             unknown = None
-            break
         except DataError as error:
-            unknown = error
-    if not any(found.values()) and unknown:
+            unknown = unknown or error
+        if store:
+            found |= store.forget(site, name, dataset.Forgotten(data))
+        if any(found.values()) or not unknown:
+            break
+    else:
         raise DataError(
             f"nobody was deleted: {unknown}" + (", and the case store knows no such patient either" if cases else "")
         )

@@ -95,7 +95,7 @@ QUARANTINE = pa.schema(
 OTHER_SITE, OTHER_PATIENT = ", an image of site '{}'", ", an image of another patient"
 """What a duplicate's `detail` may end in."""
 LABEL_KEY = ["sha256", "name", "value", "labelled_by", "source"]
-FILES = pa.schema([("path", pa.string()), ("sha256", pa.string()), ("patient", pa.string()), ("smear", pa.string())])
+FILES = pa.schema([(name, pa.string()) for name in ("folder", "path", "sha256", "patient", "smear")])
 DELETED = pa.schema(
     [
         ("sha256", pa.string()),
@@ -104,7 +104,7 @@ DELETED = pa.schema(
         ("reason", pa.string()),
     ]
 )
-PEOPLE = pa.schema([("person", pa.string()), ("deleted_at", pa.timestamp("us", tz="UTC"))])
+PEOPLE = pa.schema([("person", pa.string()), ("deleted_at", pa.timestamp("us", tz="UTC")), ("reason", pa.string())])
 DELETED_KEY = ["sha256"]
 METADATA = [name for name in CELLS.names if name not in ("image", "thumbnail")]
 
@@ -225,8 +225,14 @@ class Forgotten:
         self.people = set(pq.read_table(path, columns=["person"])["person"].to_pylist()) if path.exists() else set()
 
     def has(self, site: str, patient: str | None, smear: str | None) -> bool:
-        named = (("patient", patient), ("smear", smear))
-        return bool(self.people) and any(who and person(site, kind, who) in self.people for kind, who in named)
+        return is_of(self.people, site, patient, smear)
+
+
+def is_of(people: set[str], site: str, patient: str | None, smear: str | None) -> bool:
+    """Whether what names this patient, or else this smear alone, is these people's: another patient's smear of the same number
+    is not."""
+    kind, who = ("patient", patient) if patient else ("smear", smear)
+    return bool(people and who) and person(site, kind, str(who)) in people
 
 
 def refuse_empty(directory: Path, parts: Sequence[Any]) -> None:

@@ -1,13 +1,15 @@
 """A patient's right to be deleted: at once from what the data set shows, then from its bytes.
 
-`forget` writes down which images and whose are gone, then removes labels, blood counts, names and paths; no reader sees the images
-any more. `compact` rewrites the shards that still hold their bytes, and no others. Either may be killed: it is run again. What
-old versions and remotes keep: docs/deletion.md.
+`forget` writes down who is gone and which images are his, then removes labels, blood counts, names and paths; no reader sees
+the images any more. `compact` rewrites the shards that still hold their bytes, and no others. Either may be killed: it is run
+again. What old versions and remotes keep: docs/deletion.md.
+
+A row is his where it names him; where it names no patient, it is his where its smear is his and no other patient's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,40 +28,45 @@ _SWEPT = {
     "count_values": "cbc/*.parquet",
     "quarantined": "quarantine.parquet",
     "paths": "local/files-*.parquet",
-    "patients": "labels/patients-*.parquet",  # last: till then it says which smears are his
+    "patients": "labels/patients-*.parquet",
 }
+_WHOSE = ["site", "patient", "smear"]
 
 
-def smears_of(directory: Path, site: str, patient: str) -> set[str]:
-    """The smears of a patient that the data set knows; pseudonyms."""
-    mine = [("site", "=", site), ("patient", "=", patient)]
-    paths = [*dataset.shards(directory), *directory.glob(f"labels/patients-{site}.parquet")]
-    found = (pq.read_table(path, columns=["smear"], filters=mine)["smear"].to_pylist() for path in paths)
-    return {smear for smears in found for smear in smears if smear}
-
-
-def forget(directory: Path, site: str, patient: str, reason: str, now: datetime) -> dict[str, int]:
+def forget(
+    directory: Path,
+    site: str,
+    patient: str,
+    reason: str,
+    now: datetime,
+    *,
+    smears: Collection[str] = (),
+    known: bool = False,
+) -> dict[str, int]:
     """Delete a patient, by pseudonym, from the current version of a data set, and take in nothing of his any more.
 
+    Args:
+        smears: of his that others know of (the case store); pseudonyms.
+        known: whether others know him, so that he is written down though the data set does not.
+
     Returns:
-        How many images went, and how many rows of each kind. A patient who was forgotten before gives zeros.
+        How many images went, and how many rows of each kind; and how many smears of his another patient has too, so that rows of
+        them that name no patient stay. A patient who was forgotten before gives zeros.
 
     Raises:
-        DataError: the data set knows no such patient.
+        DataError: nobody knows such a patient.
     """
     dataset.cells_folder(directory)
     with only_one(directory):
+        his, others = _smears(directory, site, patient)
+        his |= set(smears)
         people = {dataset.person(site, "patient", patient)}
-        known = people <= dataset.Forgotten(directory).people
-        people |= {dataset.person(site, "smear", smear) for smear in smears_of(directory, site, patient)}
-        named = any(_of(table, path, set(), people).any() for _, path, table in _tables(directory))
-        images = sorted(_images_of(directory, site, patient) - set(dataset.deleted(directory)))
-        if not (known or named or images or len(people) > 1):
+        if not (known or his or others or people <= dataset.Forgotten(directory).people):
             raise DataError(f"{directory} knows no patient '{patient}' at site '{site}'")
-        _write_down(directory, "people", [{"person": who, "deleted_at": now} for who in sorted(people)])
-        of = {"site": site, "deleted_at": now, "reason": reason}
-        _write_down(directory, "images", [{**of, "sha256": sha256} for sha256 in images])
-        return {"images": len(images), **_sweep(directory)}
+        people |= {dataset.person(site, "smear", smear) for smear in his - others if smear}
+        written = [{"person": who, "deleted_at": now, "reason": reason} for who in sorted(people)]
+        dataset.merge_rows(dataset.deleted_path(directory, "people"), written, dataset.PEOPLE, ["person"])
+        return {**_finish(directory), "shared_smears": len({smear for smear in his & others if smear})}
 
 
 def compact(directory: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
@@ -71,8 +78,8 @@ def compact(directory: Path, progress: Callable[[int, int], None] | None = None)
     dataset.cells_folder(directory)
     done = {"shards": 0, "images": 0, "bytes": 0}
     with only_one(directory):
+        _finish(directory)  # what a `forget` that was killed left
         gone, found = pa.array(dataset.deleted(directory), pa.string()), dataset.shards(directory)
-        _sweep(directory)  # a `forget` that was killed is ended
         for number, shard in enumerate(found, 1):
             if progress:
                 progress(number, len(found))
@@ -98,49 +105,68 @@ def compact(directory: Path, progress: Callable[[int, int], None] | None = None)
     return done
 
 
-def _write_down(directory: Path, what: Any, rows: list[dict[str, Any]]) -> None:
-    schema, key = (dataset.PEOPLE, ["person"]) if what == "people" else (dataset.DELETED, ["sha256"])
-    if rows:
-        dataset.merge_rows(dataset.deleted_path(directory, what), rows, schema, key)
+def _smears(directory: Path, site: str, patient: str) -> tuple[set[str | None], set[str | None]]:
+    """(his, those that another patient has) of all smears that a table or shard of the site names, None among them."""
+    his: set[str | None] = set()
+    others: set[str | None] = set()
+    tables = [table for _, table in dataset.shard_tables(directory, _WHOSE)]
+    tables += [table for what, path, table in _tables(directory) if what != "labels"]
+    for table in tables:
+        mine = table.filter(pc.and_(pc.equal(table["site"], site), pc.is_valid(table["patient"])))
+        for row in mine.group_by(["patient", "smear"]).aggregate([]).to_pylist():
+            (his if row["patient"] == patient else others).add(row["smear"])
+    return his, others & his
 
 
-def _images_of(directory: Path, site: str, patient: str) -> set[str]:
-    mine = [("site", "=", site), ("patient", "=", patient)]
-    found = (pq.read_table(shard, columns=["sha256"], filters=mine) for shard in dataset.shards(directory))
-    return {sha256 for table in found for sha256 in table["sha256"].to_pylist()}
+def _finish(directory: Path) -> dict[str, int]:
+    """Write down the images of everybody who was forgotten, and take them and their rows out of every table; how many went."""
+    path = dataset.deleted_path(directory, "people")
+    told = pq.read_table(path, schema=dataset.PEOPLE).to_pylist() if path.exists() else []
+    people, known = {row["person"] for row in told}, set(dataset.deleted(directory))
+    new: list[dict[str, Any]] = []
+    if told:
+        why = {"deleted_at": told[-1]["deleted_at"], "reason": told[-1]["reason"]}
+        for _, table in dataset.shard_tables(directory, ["sha256", *_WHOSE]):
+            for row in table.filter(pa.array(_of_people(table, people))).to_pylist():
+                if row["sha256"] not in known:
+                    new.append({"sha256": row["sha256"], "site": row["site"], **why})
+    if new:
+        dataset.merge_rows(dataset.deleted_path(directory, "images"), new, dataset.DELETED, ["sha256"])
+    images, done = pa.array(sorted(dataset.deleted(directory)), pa.string()), dict.fromkeys(_SWEPT, 0)
+    for what, path, table in _tables(directory):
+        gone = np.zeros(len(table), bool)
+        if "sha256" in table.column_names:
+            gone |= pc.is_in(table["sha256"], images).to_numpy()
+        if "patient" in table.column_names:
+            gone |= _of_people(table, people)
+        if what == "quarantined":  # that a deleted image came again is told without a name
+            gone &= pc.not_equal(table["reason"], "deleted").to_numpy()
+        if gone.any():
+            kept = table.filter(pa.array(~gone))
+            dataset.write_table(kept.drop_columns("site") if what == "paths" else kept, path, compression="zstd")
+            done[what] += int(gone.sum())
+    return {"images": len(new), **done}
 
 
 def _tables(directory: Path) -> Iterator[tuple[str, Path, pa.Table]]:
-    return ((what, p, pq.read_table(p)) for what, pattern in _SWEPT.items() for p in sorted(directory.glob(pattern)))
+    """Every table that may name a patient; one of paths is one site's."""
+    for what, pattern in _SWEPT.items():
+        for path in sorted(directory.glob(pattern)):
+            schema = {"quarantined": dataset.QUARANTINE, "paths": dataset.FILES}.get(what)
+            table = pq.read_table(path, schema=schema)
+            if what == "paths":
+                site = path.stem.split("-", 1)[1]
+                table = table.append_column("site", pa.array([site] * len(table), pa.string()))
+            yield what, path, table
 
 
-def _sweep(directory: Path) -> dict[str, int]:
-    """Take the rows of deleted images and people out of every table; how many went."""
-    images, people = set(dataset.deleted(directory)), dataset.Forgotten(directory).people
-    done = dict.fromkeys(_SWEPT, 0)
-    for what, path, table in _tables(directory):
-        gone = _of(table, path, images, people)
-        if gone.any():
-            dataset.write_table(table.filter(pa.array(~gone)), path, compression="zstd")
-            done[what] += int(gone.sum())
-    return done
-
-
-def _of(table: pa.Table, path: Path, images: set[str], people: set[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which rows speak of these."""
+def _of_people(table: pa.Table, people: set[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows are these people's."""
     gone = np.zeros(len(table), bool)
-    if "sha256" in table.column_names:
-        gone |= pc.is_in(table["sha256"], pa.array(sorted(images), pa.string())).to_numpy()
-    if "site" not in table.column_names:  # the table is one site's
-        table = table.append_column("site", pa.array([path.stem.split("-", 1)[-1]] * len(table), pa.string()))
-    for kind in {"patient", "smear"} & set(table.column_names):
-        for who in table.group_by(["site", kind]).aggregate([]).to_pylist():
-            if who[kind] and dataset.person(who["site"], kind, who[kind]) in people:
-                gone |= (
-                    pc.and_(pc.equal(table["site"], who["site"]), pc.equal(table[kind], who[kind]))
-                    .fill_null(False)
-                    .to_numpy()
-                )
-    if path.name == "quarantine.parquet":  # that a deleted image came again is told without a name
-        gone &= pc.not_equal(table["reason"], "deleted").to_numpy()
+    if not people or not len(table):
+        return gone
+    for who in table.group_by(_WHOSE).aggregate([]).to_pylist():
+        if dataset.is_of(people, who["site"], who["patient"], who["smear"]):
+            same = [pc.equal(table[k], v) if (v := who[k]) is not None else pc.is_null(table[k]) for k in _WHOSE]
+            gone |= pc.fill_null(pc.and_(pc.and_(*same[:2]), same[2]), False).to_numpy()
     return gone

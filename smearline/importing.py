@@ -28,6 +28,7 @@ from smearline.sources import Source, at_end
 
 Json = dict[str, Any]
 Progress = Callable[[int, int], None]
+_FILE = ("path", "sha256", "patient", "smear")
 _BLOCK = 2048
 """Files that are read, hashed and decoded together."""
 
@@ -108,17 +109,21 @@ class _Import:
         self.key = pseudonyms.key(site)
         self.files_path = into / "local" / f"files-{site.name}.parquet"
         self.pattern = at_end(source.pattern)
-        self.folder = tables.root.resolve().name
-        if site.identifiers != "public":
-            self.folder = pseudonyms.pseudonym(self.key, site.name, "folder", self.folder)
+        where = tables.root.resolve()  # two folders may have one name
+        self.folder = (
+            f"{where.name if site.identifiers == 'public' else ''}#{hashlib.sha256(bytes(where)).hexdigest()[:8]}"
+        )
         self.forgotten = dataset.Forgotten(into)
         self.quarantine: list[Json] = []
         self.labels: list[pa.Table] = []
 
     def files(self) -> pa.Table:
-        """The raw paths of the site's images."""
-        there = self.files_path.exists()
-        return pq.read_table(self.files_path, schema=dataset.FILES) if there else dataset.FILES.empty_table()
+        """The raw paths of the site's images, but for the deleted."""
+        if not self.files_path.exists():
+            return dataset.FILES.empty_table()
+        table = pq.read_table(self.files_path, schema=dataset.FILES)
+        gone = pa.array(dataset.deleted(self.into), pa.string())
+        return table.filter(pc.invert(pc.is_in(table["sha256"], gone)))
 
     def describe(self, path: str) -> Described:
         match = self.pattern.search(path)
@@ -135,9 +140,10 @@ class _Import:
             )
         for path in found:
             self.describe(path)
-        rows = (row for path in self.tables.count_files for row in cbc.read_counts(path, self.site, self.key))
-        counts = [row for row in rows if not self.forgotten.has(self.site.name, row["patient"], row["smear"])]
+        rows = [row for path in self.tables.count_files for row in cbc.read_counts(path, self.site, self.key)]
         with only_one(self.into):
+            self.forgotten = dataset.Forgotten(self.into)
+            counts = [row for row in rows if not self.forgotten.has(self.site.name, row["patient"], row["smear"])]
             corrected = self.write(root, found, progress)
             known = dataset.merge_rows(self.into / "cbc" / f"{self.site.name}.parquet", counts, cbc.COUNTS, cbc.KEY)
             self.report.count_values = int(known["value"].notna().sum())
@@ -147,13 +153,18 @@ class _Import:
         """New images into new shards, a block of files at a time. Returns the images whose file was imported before: their
         labels are said anew."""
         known, files_before, gone = lookup.Known(self.into), self.files(), set(dataset.deleted(self.into))
-        here = files_before.filter(pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string())))
-        before = {(row["path"], row["sha256"]) for row in here.to_pylist()}
+        listed = pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string()))
+        # Rows of before they had a folder are this one's where they name a file that it has.
+        unplaced = pc.and_(pc.is_null(files_before["folder"]), listed)
+        ours = pc.or_(pc.fill_null(pc.equal(files_before["folder"], self.folder), False), unplaced)
         owners: dict[str, str] = {}  # the first file with these bytes
         patient_of: dict[str, str | None] = {}  # of what is new
-        for row in here.to_pylist():
-            owners.setdefault(row["sha256"], row["path"])
-        files: list[Json] = []
+        before: set[tuple[str | None, ...]] = set()
+        for seen in zip(*files_before.filter(listed).select(_FILE).to_pydict().values(), strict=True):
+            owners.setdefault(seen[1], seen[0])
+            before.add(seen)
+        files: list[tuple[str | None, ...]] = []
+        spoken_of: set[str] = set()
         patients: dict[tuple[str | None, str | None], Json] = {}
         with dataset.CellWriter(self.into / "cells", self.site.name) as writer, ThreadPoolExecutor() as pool:
             for start in range(0, len(paths), _BLOCK):
@@ -189,14 +200,15 @@ class _Import:
                         self.reject(item.path, "duplicate", f"duplicate of {sha256}{where}", **of)
                     elif cell is None:
                         self.report.already_there += 1
-                        if identity != [owner["patient"], owner["smear"]]:
+                        if identity != [*whose.values()] and (path, sha256, *whose.values()) not in before:
                             self.report.other_identity += 1
                             continue
                     else:
                         writer.add(owner | cell | {"sha256": sha256})
                         patient_of[sha256] = owner["patient"]
                         self.report.imported += 1
-                    files.append({"path": path, "sha256": sha256, **whose})
+                    files.append((path, sha256, *whose.values()))
+                    spoken_of |= {sha256} if item.spoken_of else set()
                     self.report.unlabelled += not any(label["name"] == "type" for label in item.labels)
                     labels += [{**label, "sha256": sha256} for label in item.labels]
                     if owner["patient"]:
@@ -205,16 +217,24 @@ class _Import:
                 if progress:
                     progress(min(start + _BLOCK, len(paths)), len(paths))
         table = self.into / "labels" / f"patients-{self.site.name}.parquet"
-        dataset.merge_rows(table, patients.values(), dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
-        if fresh := [row for row in files if (row["path"], row["sha256"]) not in before]:
-            added = pa.Table.from_pylist(fresh, schema=dataset.FILES)
-            dataset.write_table(pa.concat_tables([files_before, added]), self.files_path, compression="zstd")
-        # What another file says, in another folder, still stands: images that have one are not said anew by this folder alone.
-        elsewhere = files_before.filter(
-            pc.invert(pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string())))
+        old = (
+            {(row["patient"], row["smear"]): row for row in pq.read_table(table).to_pylist()} if table.exists() else {}
         )
-        again = pa.array([row["sha256"] for row in files if (row["path"], row["sha256"]) in before], pa.string())
-        return set(again.filter(pc.invert(pc.is_in(again, elsewhere["sha256"]))).to_pylist())
+        for whom, row in patients.items():  # what is not said now stays as it was
+            row |= {k: v for k, v in old.get(whom, {}).items() if row.get(k) is None}
+        dataset.merge_rows(table, patients.values(), dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
+        mine = pa.Table.from_pylist([dict(zip(_FILE, file, strict=True)) for file in files], schema=dataset.FILES)
+        mine = mine.set_column(0, "folder", pa.array([self.folder] * len(mine), pa.string()))
+        others = files_before.filter(pc.invert(ours))
+        unread = files_before.filter(
+            pc.and_(pc.and_(ours, listed), pc.invert(pc.is_in(files_before["path"], mine["path"])))
+        )
+        after = pa.concat_tables([others, unread, mine])  # a path that this folder has no more goes
+        if not after.equals(files_before):
+            dataset.write_table(after, self.files_path, compression="zstd")
+        # What a file of another folder says still stands: images that have one are not said anew by this folder alone.
+        known_here, elsewhere = (set(rows["sha256"].to_pylist()) for rows in (files_before.filter(ours), others))
+        return (spoken_of & known_here) - elsewhere
 
     def labels_of_imported(self, paths: list[str]) -> None:
         """Labels for images that are in the data set already, joined by the file names of their import."""
@@ -324,8 +344,8 @@ class _Import:
         key = ["site", "folder", "file", "reason"]
         dataset.merge_rows(self.into / "quarantine.parquet", self.quarantine, dataset.QUARANTINE, key, drop=stale)
         labels = pa.concat_tables([dataset.LABELS.empty_table(), *self.labels])
-        anew = labels.filter(pc.is_in(labels["sha256"], pa.array(corrected, pa.string()))).to_pylist()
-        said = {(row["sha256"], row["name"], row["value"]) for row in anew}
+        anew = labels.filter(pc.is_in(labels["sha256"], pa.array(corrected, pa.string())))
+        said = set(zip(*(anew[name].to_pylist() for name in ("sha256", "name", "value")), strict=True))
 
         def withdrawn(row: Any) -> bool:
             of_ours = row.source == self.source.name and row.sha256 in corrected

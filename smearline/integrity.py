@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,8 @@ class Finding:
     """What is wrong, and how it is got back."""
 
     kind: str
-    """damaged, missing, unversioned, twice, label_without_image, label_of_deleted, in_two_splits, in_no_split, undecodable."""
+    """damaged, missing, unversioned, behind, twice, label_without_image, label_of_deleted, in_two_splits, in_no_split or
+    undecodable."""
     where: str
     detail: str
     remedy: str
@@ -43,6 +45,8 @@ class Version:
     """Of each file, relative to the data set; empty: there is no version."""
     copies: Mapping[str, Path] = field(default_factory=dict)
     """Where DVC's cache has, or would have, each file."""
+    behind: bool = False
+    """Whether the data here are still those of another version: the pointers came by git, and no `dvc checkout` followed."""
 
     def good_copy(self, name: str) -> Path | None:
         """The cache's copy, where it is what the version says."""
@@ -50,15 +54,22 @@ class Version:
         return path if path and path.is_file() and _md5(path) == self.md5.get(name) else None
 
     def remedy(self, directory: Path, name: str) -> str:
-        file = directory / name
+        file, folder = (shlex.quote(str(path)) for path in (directory / name, (directory / name).parent))
+        if name.startswith("cells/deleted/") and (name not in self.md5 or self.good_copy(name) is None):
+            return "get it back from a backup or an older version (git log), then forget again who was forgotten since"
         if name not in self.md5:
-            return f"rm {file}, and import its images again from their files: no version has it"
-        if copy := self.good_copy(name):
-            return f"rm -f {file} && cp {copy} {file}"
-        copy, out = self.copies.get(name), directory / name.split("/")[0]
-        if copy is None:
-            return f"rm -f {file} && dvc checkout {out}.dvc"
-        return f"rm -f {file} {copy} && dvc fetch {out}.dvc && cp {copy} {file}   (the cache's copy is damaged or missing, too)"
+            if name.startswith("cells/"):
+                return f"rm {file}, and import its images again from their files: no version has it"
+            return "no version has it: get it back from a backup, or from an older version (dvc checkout of an older commit)"
+        put = f"mkdir -p {folder} && cp {{0}} {file}.new && mv -f {file}.new {file}"
+        if good := self.good_copy(name):
+            done = put.format(shlex.quote(str(good)))
+            if name.startswith("cells/deleted/"):
+                done += "  # then forget again who was forgotten since that version"
+            return done
+        out, copy = shlex.quote(f"{directory / name.split('/')[0]}.dvc"), shlex.quote(str(self.copies.get(name, "")))
+        got = f"mv -f {copy} {copy}.damaged; dvc fetch {out} && test -f {copy}"
+        return f"{got} && {put.format(copy)}  # the cache's copy is bad, too"
 
 
 def verify(
@@ -91,6 +102,12 @@ def verify(
     found += [problem for name in sorted(tables) if (problem := _table(directory, name, version))]
     found += [_missing(directory, name, version, whole) for name in sorted(version.md5.keys() - there - tables)]
     found += _twice(whole) + _labels(directory, whole) + (_splits(splits, directory, whole) if splits else [])
+    if version.behind:
+        found = [one for one in found if one.kind not in ("unversioned", "missing")]
+        what = "the pointers are of another version than the data, and were not made from them (git pull?)"
+        found.insert(
+            0, Finding("behind", directory.name, what, "dvc checkout, or dvc pull where the version is not here")
+        )
     return [_with_lost_smears(one, directory, whole) for one in found]
 
 

@@ -29,6 +29,7 @@ class Described:
     path: str
     fields: Mapping[str, str]  # by meaning, identifiers as they are; `diagnosis_code` is the vocabulary's
     labels: list[dict[str, Any]]  # rows of LABELS, less sha256
+    spoken_of: bool  # whether a class, or a row of a table, says anything of it
 
 
 class _Rows:
@@ -127,9 +128,11 @@ class SourceTables:
         templates = {"class": "{class}", "patient": source.patient_from, "smear": source.smear_from}
         fields = {k: t.format_map(known) for k, t in templates.items() if t}
         classes: list[str] = []
+        spoken_of = bool(fields.get("class"))
         said: list[tuple[str, str, str, str, str]] = []
         for row in self._rows_for({**known, **fields}):
             fields |= row
+            spoken_of = True
             classes += [row["class"]] if "class" in row else []
             traits = [(name, row[name]) for name in words.characteristics if name in row]
             said += [(n, words.characteristic_value(n, v), v, "", "reference") for n, v in traits]
@@ -144,7 +147,7 @@ class SourceTables:
             {"name": n, "value": v, "source_label": t, "labelled_by": source.labelled_by + by, "role": role} | common
             for n, v, t, by, role in said
         ]
-        return Described(path, fields, labels)
+        return Described(path, fields, labels, spoken_of)
 
     def listed_but_missing(self, present: Iterable[str]) -> list[str]:
         """Paths that a table of files names although they are not there."""

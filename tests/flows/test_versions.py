@@ -120,3 +120,24 @@ def test_a_deletion_is_told_when_it_is_made_and_not_again_when_the_bytes_go(spac
     assert versions.diff(space.folder, DATA, "HEAD~1", "HEAD")["images"] == {"added": {}, "removed": {}}
     assert versions.diff(space.folder, DATA, "HEAD~2", "HEAD")["images"] == {"added": {}, "removed": {"lab": len(mine)}}
     assert versions.diff(space.folder, DATA, "HEAD", "HEAD~2")["images"] == {"added": {"lab": len(mine)}, "removed": {}}
+
+
+def test_data_that_are_older_than_their_pointers_are_never_made_a_version(space: Workspace):
+    data = space.folder / "data"
+    space.commit("first", *space.add_data(DATA))
+    shutil.copytree(data, space.folder.parent / "old data")
+    deletion.forget(data, "lab", "lab-p1", "asked for it", datetime.now(UTC))
+    space.commit("forgotten", *space.add_data(DATA))
+    record = space.folder / ".smearline" / "data-version.json"
+    assert not space.data_changed(DATA)
+    newest = record.read_text()
+    for name in ("cells", "labels"):  # as in a clone that had the first version, after git pull
+        shutil.rmtree(data / name)
+        shutil.copytree(space.folder.parent / "old data" / name, data / name)
+    record.write_text(json.dumps(json.loads(newest) | {"data/cells": "0.dir"}))
+    with pytest.raises(FlowError, match="dvc checkout"):
+        space.data_changed(DATA)
+    found = json.loads(command(space, "verify", "--json").stdout)
+    assert [f["kind"] for f in found if f["kind"] in ("behind", "unversioned", "missing")] == ["behind"]
+    record.write_text(newest)  # the data were that version, and somebody changed them here
+    assert space.data_changed(DATA)

@@ -194,11 +194,20 @@ def test_a_forgotten_patient_leaves_nothing(store: CaseStore):
     (images,) = [p for p in (store.home / "incoming").rglob("*.parquet") if "his" in str(pq.read_table(p)["smear"])]
     add(store, smear="his other")  # sent without a patient; the data set knows whose smear it is
     stray = put(store.home / "incoming" / "hospital" / "2026-01-01" / "hospital-0-0.parquet", images.read_bytes())
-    assert store.forget("hospital", "him", {"his other", "his"}) == {"cases": 2, "answers": 2, "incoming_shards": 3}
+    add(store, smear="shared")
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"update cases set patient = 'her' where case_id = '{case_of('hospital', 'shared')}'"
+        )
+    assert store.smears_of("hospital", "him") == {"his"} and store.smears_of("hospital", "nobody") is None
+    forgotten = dataset.Forgotten(store.home)
+    forgotten.people = {dataset.person("hospital", "smear", smear) for smear in ("his other", "his", "shared")}
+    assert store.forget("hospital", "him", forgotten) == {"cases": 2, "answers": 2, "incoming_shards": 3}
+    assert store.case(case_of("hospital", "shared")) is not None, "another patient's smear of the same number"
     assert not stray.exists() and store.case(case_of("hospital", "his other")) is None
     assert store.case(mine) is None and store.stored(key) is None and not images.exists()
     assert store.case(hers) is not None
     assert {case for path in logs for case in pq.read_table(path)["case_id"].to_pylist()} == {hers}
-    assert store.forget("hospital", "him") == {"cases": 0, "answers": 0, "incoming_shards": 0}
+    assert store.forget("hospital", "him", forgotten) == {"cases": 0, "answers": 0, "incoming_shards": 0}
     if store._engine.dialect.name == "sqlite":
         assert not any(mine.encode() in p.read_bytes() for p in store.home.glob("cases.sqlite*"))
