@@ -97,6 +97,7 @@ class Workspace:
         now = {name: yaml.safe_load(pointer.read_text())["outs"][0]["md5"] for name, pointer in pointers.items()}
         kept = self.folder / STATE / "data-version.json"
         if self.quiet("dvc", "status", "--json", *(str(p) for p in pointers.values())).strip() == "{}":
+            kept.parent.mkdir(exist_ok=True)
             plain_json.write(kept, now)
             return False
         if kept.exists() and plain_json.read(kept) != now:

@@ -141,3 +141,8 @@ def test_data_that_are_older_than_their_pointers_are_never_made_a_version(space:
     assert [f["kind"] for f in found if f["kind"] in ("behind", "unversioned", "missing")] == ["behind"]
     record.write_text(newest)  # the data were that version, and somebody changed them here
     assert space.data_changed(DATA)
+
+
+def test_a_fresh_clone_is_verified(space: Workspace):
+    shutil.rmtree(space.folder / ".smearline", ignore_errors=True)
+    assert command(space, "verify").returncode == 0
