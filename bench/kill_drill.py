@@ -60,16 +60,18 @@ def undisturbed(images: int) -> dict[str, Any]:
 def kill(process: psutil.Process, whole: bool, dice: random.Random) -> str:
     """SIGKILL to the tree or to one of it; what was hit. Waits until all of it is gone."""
     tree = [process, *process.children(recursive=True)]
-    victim = dice.choice(tree)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        hit = "the tree" if whole else ("the script" if victim == process else " ".join(victim.cmdline()[1:4])[:60])
-        for one in tree if whole else [victim]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        if psutil.wait_procs(tree, timeout=90)[1]:  # what outlives its parent, an import, say, ends by itself
-            raise SystemExit(f"after a kill of {hit} some process does not end")
-        return hit
-    return "nothing"
+    victim, hit = dice.choice(tree), "the tree"
+    if not whole:
+        try:
+            hit = "the script" if victim == process else " ".join(victim.cmdline()[1:4])[:60]
+        except psutil.NoSuchProcess:  # it has ended meanwhile
+            whole = True
+    for one in tree if whole else [victim]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    if psutil.wait_procs(tree, timeout=90)[1]:  # what outlives its parent, an import, say, ends by itself
+        raise SystemExit(f"after a kill of {hit} some process does not end")
+    return hit
 
 
 def main() -> None:
