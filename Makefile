@@ -38,6 +38,10 @@ real: setup ## the whole line on real sets: make real DATA=folder (docs/data.md)
 	@test -n "$(DATA)" || { echo "say where the data lies: make real DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m flows.lines real --data "$(DATA)"
 
+real-full: setup ## the same at the full length of training (75 minutes on 2 cores): make real-full DATA=folder
+	@test -n "$(DATA)" || { echo "say where the data lies: make real-full DATA=folder (see docs/data.md)"; exit 2; }
+	@$(PY) -m flows.lines real-full --data "$(DATA)"
+
 real-cross: setup ## train on PBC alone and test on JHU, and the other way round: make real-cross DATA=folder
 	@test -n "$(DATA)" || { echo "say where the data lies: make real-cross DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m flows.lines cross --data "$(DATA)"
@@ -77,4 +81,4 @@ lint: setup ## ruff and mypy
 clean: ## remove the workspaces (their data and models too), not the .venv
 	rm -rf .work
 
-.PHONY: help setup demo real real-cross serve flows drift-ui loop scale figures proof-kill proof-postgres test lint clean
+.PHONY: help setup demo real real-full real-cross serve flows drift-ui loop scale figures proof-kill proof-postgres test lint clean

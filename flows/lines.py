@@ -1,4 +1,4 @@
-"""The whole line in a workspace that is made for it: `make demo`, `make real`, `make real-cross`.
+"""The whole line in a workspace that is made for it: `make demo`, `make real`, `make real-full`, `make real-cross`.
 
 The workspace lies in .work/NAME, on its own branch; its parameters are params.yaml with a recipe put over it; its DVC
 remote is a folder beside it. Running a command again brings the code up to date and redoes only what changed.
@@ -166,7 +166,7 @@ def _counts(values: pd.Series) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["demo", "real", "cross"])
+    parser.add_argument("what", choices=["demo", "real", "real-full", "cross"])
     parser.add_argument("--data", type=Path, help="folder of the real sets (docs/data.md)")
     given = parser.parse_args()
     started = time.monotonic()
@@ -175,8 +175,8 @@ def main() -> None:
             demo()
         elif given.data is None or not given.data.is_dir():
             raise FlowError(f"--data {given.data} is no folder")
-        elif given.what == "real":
-            real(given.data.resolve())
+        elif given.what in ("real", "real-full"):
+            real(given.data.resolve(), given.what, given.what)
         else:
             for site in ("pbc", "jhu"):
                 real(given.data.resolve(), f"cross-{site}", f"cross-{site}", only=("pbc", "jhu"))

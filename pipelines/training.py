@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from pipelines import training_loop
-from smearline import augmentation, images, reader, recogniser, settings
+from smearline import augmentation, frozen_norm, images, reader, recogniser, settings
 
 RUNS = Path(".smearline/runs")
 
@@ -143,7 +143,7 @@ def digest_of(params: settings.Settings) -> str:
 
 
 def run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
-    modules = (augmentation, images, reader, recogniser, training_loop)
+    modules = (augmentation, frozen_norm, images, reader, recogniser, training_loop)
     code = [Path(module.__file__ or "").read_bytes() for module in modules]
     parts = [
         digest_of(params).encode(),

@@ -1,12 +1,17 @@
-"""What one Ray Train worker does: its part of every batch, the network and its average, a checkpoint an epoch."""
+"""What one Ray Train worker does: its part of every batch, the network and its average, checkpoints.
+
+The first `small_epochs` see crops of `small_px`, the others of the served size: a convolutional network learns most of
+what it learns on the cheaper pictures. Frozen normalisations are folded into their convolutions (smearline/frozen_norm.py).
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -18,7 +23,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from smearline import augmentation, reader, settings
+from smearline import augmentation, frozen_norm, reader, settings
 from smearline.recogniser import Recogniser, characteristics_loss, label_set_loss, load_initial_weights
 
 STATE_FILE = "state.pt"
@@ -34,6 +39,11 @@ class _Batch(NamedTuple):
     num_labelled_K: Tensor
     draws: augmentation.Draws
     dropped: Tensor
+
+    def part(self, number: int, parts: int) -> Self:
+        """Every `parts`-th image from `number` on: its losses add up to the whole's over all numbers."""
+        cut = {name: getattr(self, name)[number::parts] for name in ("crops", "allowed", "values", "dropped")}
+        return self._replace(**cut, draws=self.draws.cut(number, parts, self.crops.device))
 
 
 class _Run:
@@ -54,16 +64,23 @@ class _Run:
         network = Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
         load_initial_weights(network, params.model.weights)
         self.slices = list(network.slices().values())
+        if params.model.frozen_batch_norm:
+            frozen_norm.fold(network.backbone, torch.rand(1, 3, params.image.size_px, params.image.size_px))
         self.plain = network.to(memory_format=torch.channels_last)
-        self.network = prepare_model(self.plain)  # the same weights, on the device and shared among the workers
+        self.network: Any = prepare_model(self.plain)  # the same weights, on the device and shared among the workers
+        if self.train.compile:
+            self.network = torch.compile(self.network)
         self.averaged = AveragedModel(self.plain, multi_avg_fn=_average(self.train.ema_decay), use_buffers=True)
 
         image = params.image
         train, self.train_targets = _labelled(frame[frame["split"] == "train"], types, characteristics)
         val, self.val_targets = _labelled(frame[frame["split"] == "val"], types, characteristics)
-        wide = round(image.size_px * image.margin)
         threads = self.train.threads_per_worker
-        self.train_crops = reader.Crops(train, image.field_um * wide / image.size_px, wide, threads)
+        self.train_crops = {}
+        for size in {self.size_px(0), image.size_px}:
+            wide = round(size * image.margin)
+            self.train_crops[size] = reader.Crops(train, image.field_um * wide / size, wide, threads)
+        self.groups = self.train_crops[image.size_px].groups
         self.val_crops = reader.Crops(val, image.field_um, image.size_px, threads)
         self.weights = reader.drawing_weights(train, self.train.balance)
         self.steps = max(1, len(train) // self.train.batch_size)
@@ -75,19 +92,22 @@ class _Run:
         total = self.train.epochs * self.steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _warmup_cosine(total, self.train.warmup))
 
-    def batches(self, epoch: int) -> Iterator[_Batch]:
-        """This rank's part of every batch; the next ones are read meanwhile.
+    def size_px(self, epoch: int) -> int:
+        """The side of the crops of this epoch."""
+        return self.train.small_px if epoch < self.train.small_epochs else self.params.image.size_px
+
+    def batches(self, epoch: int, first: int) -> Iterator[_Batch]:
+        """This rank's part of every batch from step `first` on; the next ones are read meanwhile.
 
         All that is random is drawn for the whole batch, and the losses are divided by the labels of the whole batch, so
         that any number of workers takes the same steps.
         """
         size = self.train.batch_size
-        order = reader.epoch_order(
-            self.train_crops.groups, self.weights, self.steps * size, self.train.seed, epoch
-        ).reshape(self.steps, size)
+        order = reader.epoch_order(self.groups, self.weights, self.steps * size, self.train.seed, epoch)
+        order = order.reshape(self.steps, size)
         mine = order[:, self.rank :: self.workers]
-        read = self.train_crops.batches(mine.ravel(), mine.shape[1])
-        for step, crops in enumerate(read):
+        read = self.train_crops[self.size_px(epoch)].batches(mine.ravel(), mine.shape[1], first)
+        for step, crops in enumerate(read, first):
             allowed, values = (torch.from_numpy(t[mine[step]]).to(self.device) for t in self.train_targets)
             whole_allowed, whole_values = (t[order[step]] for t in self.train_targets)
             labelled = [whole_allowed.any(axis=1).sum(), *(whole_values >= 0).sum(axis=0)]
@@ -110,36 +130,56 @@ class _Run:
             with self.progress.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def epoch(self, epoch: int) -> float:
-        """Train one epoch; returns the mean loss of this rank."""
+    def epoch(self, epoch: int, losses: list[float], save: Callable[[list[float]], None]) -> float:
+        """Train one epoch, less the steps whose losses are given; `save` is called every `checkpoint_steps`.
+
+        Returns the mean loss of this rank.
+        """
         self.network.train()
         if self.params.model.frozen_batch_norm:
             freeze_batch_norm(self.network)
-        losses: list[Tensor] = []
-        said = time.monotonic()
-        image = self.params.image
-        for batch in self.batches(epoch):
-            images = augmentation.augment(
-                batch.crops, batch.draws, image.size_px, image.margin, self.train.stain_jitter
-            ).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-                type_logits, value_logits, _ = self.network(images, batch.dropped)
-            loss = label_set_loss(type_logits, batch.allowed, self.train.label_smoothing, batch.num_labelled)
-            loss = loss + self.train.characteristics_weight * characteristics_loss(
-                value_logits, batch.values, self.slices, batch.num_labelled_K
-            )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-            self.optimizer.step()
-            self.schedule.step()
-            self.averaged.update_parameters(self.plain)
-            losses.append(loss.detach())
+        losses, new, said = [*losses], list[Tensor](), time.monotonic()
+        every = self.train.checkpoint_steps
+
+        def total() -> list[float]:
+            losses.extend(torch.stack(new).tolist() if new else [])
+            new.clear()
+            return losses
+
+        for step, batch in enumerate(self.batches(epoch, len(losses)), len(losses)):
+            new.append(self._step(batch, self.size_px(epoch)))
+            if every and (step + 1) % every == 0 and step + 1 < self.steps:
+                save(total())
             if time.monotonic() - said > 20:
                 said = time.monotonic()
-                mean = float(torch.stack(losses).mean())
-                self.say(f"  epoch {epoch + 1}: {len(losses)}/{self.steps} batches, loss {mean:.3f}")
-        return float(torch.stack(losses).mean())
+                self.say(f"  epoch {epoch + 1}: {step + 1}/{self.steps} batches, loss {np.mean(total()):.3f}")
+        return float(np.mean(total()))
+
+    def _step(self, batch: _Batch, size_px: int) -> Tensor:
+        """One step of the optimizer, over `accumulate` parts of the batch; the batch's loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.train.accumulate
+        losses = []
+        for number in range(parts):
+            part = batch.part(number, parts)
+            images = augmentation.augment(
+                part.crops, part.draws, size_px, self.params.image.margin, self.train.stain_jitter
+            ).contiguous(memory_format=torch.channels_last)
+            alone = number + 1 < parts and hasattr(self.network, "no_sync")  # the ranks meet at the last part
+            with self.network.no_sync() if alone else nullcontext():
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+                    type_logits, value_logits, _ = self.network(images, part.dropped)
+                loss = label_set_loss(type_logits, part.allowed, self.train.label_smoothing, batch.num_labelled)
+                loss = loss + self.train.characteristics_weight * characteristics_loss(
+                    value_logits, part.values, self.slices, batch.num_labelled_K
+                )
+                loss.backward()
+            losses.append(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.averaged.update_parameters(self.plain)
+        return torch.stack(losses).sum()
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
@@ -163,9 +203,29 @@ class _Run:
             logits[torch.from_numpy(positions)] = values
         return _validation_figures(logits, torch.from_numpy(self.val_targets[0]))
 
-    def state(self, epoch: int, history: list[dict[str, float]]) -> dict[str, Any]:
+    def save(self, row: dict[str, float], epoch: int, losses: list[float], history: list[dict[str, float]]) -> None:
+        """Report a checkpoint: `epoch` is the one to go on with, after the steps that these losses are of.
+
+        Written by the first rank and uploaded meanwhile; the one before is registered first, so that at most what came
+        since the last but one is trained again.
+        """
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+        made = None
+        if self.rank == 0:
+            folder = Path(tempfile.mkdtemp())
+            torch.save(self.state(epoch, losses, history), folder / STATE_FILE)
+            made = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(
+            row,
+            checkpoint=made,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def state(self, epoch: int, losses: list[float], history: list[dict[str, float]]) -> dict[str, Any]:
         return {
             "epoch": epoch,
+            "losses": losses,
             "history": history,
             "network": self.plain.state_dict(),
             "averaged": self.averaged.module.state_dict(),
@@ -185,27 +245,28 @@ class _Run:
 def train_loop(config: dict[str, Any]) -> None:
     run = _Run(config)
     history: list[dict[str, float]] = []
+    losses: list[float] = []
     first = 0
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             saved = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
         run.restore(saved)
-        first, history = saved["epoch"] + 1, saved["history"]
-        run.say(f"resumed after epoch {first}")
+        first, losses, history = saved["epoch"], saved["losses"], saved["history"]
+        run.say(f"resumed after epoch {first}" + (f" and {len(losses)} batches" if losses else ""))
     for epoch in range(first, run.train.epochs):
-        loss = run.epoch(epoch)
+
+        def within(done: list[float], epoch: int = epoch) -> None:
+            run.save({"epoch": float(epoch)}, epoch, done, history)  # noqa: B023 - called before history changes
+
+        loss = run.epoch(epoch, losses, within)
+        losses = []
         row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate()}
         history = [*history, row]
-        with tempfile.TemporaryDirectory() as folder:
-            made = None
-            if run.rank == 0:
-                torch.save(run.state(epoch, history), Path(folder) / STATE_FILE)
-                made = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(row, checkpoint=made)
-        # Registered, not only reported: else a worker that dies would take short epochs with it that were said to be done.
-        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+        run.save(row, epoch + 1, losses, history)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
         run.say(f"epoch {epoch + 1}/{run.train.epochs}: {figures}")
+    # Registered, not only reported: the run ends with its last checkpoint.
+    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
 def _labelled(

@@ -51,7 +51,10 @@ class TrainSettings(_Section):
     threads_per_worker: int = Field(ge=1)
     gpus_per_worker: float = Field(ge=0)
     epochs: int = Field(ge=1)
+    small_epochs: int = Field(ge=0)
+    small_px: int = Field(ge=32, le=1024)
     batch_size: int = Field(ge=2)
+    accumulate: int = Field(ge=1)
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)
@@ -60,11 +63,14 @@ class TrainSettings(_Section):
     balance: float = Field(ge=0, le=1)
     characteristics_weight: float = Field(ge=0)
     stain_jitter: float = Field(ge=0, le=3)
+    compile: bool
+    checkpoint_steps: int = Field(ge=0)
     max_failures: int = Field(ge=0)
 
     def model_post_init(self, _: Any) -> None:
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of workers {self.workers}")
+        if self.batch_size % (self.workers * self.accumulate):
+            parts = f"workers {self.workers} times accumulate {self.accumulate}"
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of {parts}")
 
 
 class TuneSettings(_Section):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -162,20 +164,38 @@ def test_an_experiment_shows_what_it_changed(workspace: Path, second: Path):
     assert "confusion" in (second / "plots" / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.mission("a killed training worker costs at most one epoch")
-def test_a_killed_worker_costs_at_most_an_epoch(
-    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.mission("a killed training worker costs at most what came since the last checkpoints")
+@pytest.mark.parametrize(
+    ("steps", "epochs", "resumed_as"),
+    [(0, 6, r"resumed after epoch \d$"), (2, 2, r"resumed after epoch \d and \d+ batches")],
+)
+def test_a_killed_worker_costs_little(
+    steps: int,
+    epochs: int,
+    resumed_as: str,
+    frame: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
-    params = parameters(epochs=6, workers=2)
+    params = parameters(epochs=epochs, workers=2, checkpoint_steps=steps)
     killed: list[int] = []
 
+    def may_die() -> bool:
+        """Two epochs are done, so that the first is surely registered; or a checkpoint within an epoch lies there."""
+        if not steps:
+            return any("epoch 2/6" in p.read_text() for p in (tmp_path / training.RUNS).glob("*.progress"))
+        for state in (tmp_path / training.RUNS).glob("*/checkpoint_*/state.pt"):
+            with contextlib.suppress(Exception):  # half written, or removed meanwhile
+                return len(torch.load(state, weights_only=True)["losses"]) > steps  # the first is surely registered
+        return False
+
     def kill_a_worker() -> None:
-        """Once two epochs are done, so that the first is surely registered, SIGKILL one rank."""
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline and not killed:
-            time.sleep(0.2)
-            if any("epoch 2/6" in p.read_text() for p in (tmp_path / training.RUNS).glob("*.progress")):
+            time.sleep(0.1)
+            if may_die():
                 for process in psutil.Process().children(recursive=True):  # of this test's Ray alone
                     if "RayTrainWorker" in " ".join(process.cmdline()):
                         process.kill()
@@ -186,16 +206,29 @@ def test_a_killed_worker_costs_at_most_an_epoch(
     killer.start()
     result = training.fit(frame, params)
     killer.join()
-    assert killed, "no worker was running after two epochs"
+    assert killed, "no worker was running when a checkpoint was there"
     lines = capsys.readouterr().out.splitlines()
-    resumed = [line for line in lines if "resumed after epoch" in line]
-    assert resumed, "\n".join(lines)
-    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5, 6]
+    assert any(re.match(resumed_as, line) for line in lines), "\n".join(lines)
+    assert [row["epoch"] for row in result.history] == list(range(1, epochs + 1))
     trained = [line.split(":")[0] for line in lines if line.startswith("epoch ")]
-    assert len(trained) <= 7, "at most one epoch was trained twice"
+    assert len(trained) <= epochs + 1, "at most one epoch was trained twice"
     undisturbed = training.fit(frame, params)
     assert result.history == undisturbed.history, "a run that was resumed is the run that it would have been"
     assert all(torch.equal(tensor, undisturbed.state[name]) for name, tensor in result.state.items())
+
+
+@pytest.mark.mission("a batch cut into parts gives the step of the whole; the first epochs may see smaller pictures")
+def test_parts_of_a_batch_add_up_and_small_pictures_come_first(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    whole, parts, small = (
+        training.fit(frame, parameters(epochs=1, **given)).history[0]
+        for given in ({}, {"accumulate": 4}, {"small_epochs": 1, "small_px": 48})
+    )
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
+    assert parts["val_loss"] == pytest.approx(whole["val_loss"], rel=5e-3)
+    assert abs(small["train_loss"] - whole["train_loss"]) > 1e-3 * whole["train_loss"]
 
 
 @pytest.mark.mission("the result does not hang on the number of workers")
