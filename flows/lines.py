@@ -56,6 +56,7 @@ def prepare(name: str, recipe: str, product: Path = PRODUCT) -> Workspace:
         making.run("dvc", "remote", "add", "--local", "-q", "-f", "-d", "local", str(remote))
         making.folder.rename(space.folder)
     else:
+        space.commit("What a run that was cut off had done", "dvc.lock")
         space.git("fetch", "-q", "origin", "+HEAD:refs/heads/product")
         space.git("merge", "-q", "--no-edit", "-X", "theirs", "product")
     if dirty := origin.git("status", "--porcelain"):
