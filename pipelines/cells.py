@@ -11,6 +11,7 @@ from smearline.recognition import scale_of
 
 SPLITS = Path("splits.parquet")
 OVERLAY = Path("tune/overlay.yaml")
+TRAINED = Path("models/trained")
 MODEL = Path("models/recogniser")
 WEIGHTS = Path("models/recogniser.safetensors")
 EVALUATION = Path("evaluation")

@@ -1,15 +1,13 @@
-"""Stage train_cells: train the recogniser and write its model folder."""
+"""Stage train_cells: train the recogniser and write its model folder, to which `calibrate` adds what it may be sure of."""
 
 from __future__ import annotations
-
-import json
 
 import pandas as pd
 from safetensors.torch import save_file
 
 from pipelines import training
-from pipelines.cells import MODEL, WEIGHTS, in_force, split_cells
-from smearline import dataset, reader, recogniser, vocabulary
+from pipelines.cells import TRAINED, WEIGHTS, in_force, split_cells
+from smearline import dataset, plain_json, reader, recogniser, vocabulary
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard
 
 
@@ -28,9 +26,9 @@ def main() -> None:
 
     network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
     network.load_state_dict(trained.state)
-    MODEL.mkdir(parents=True, exist_ok=True)
+    TRAINED.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, WEIGHTS)
-    recogniser.export_onnx(network, temperature, params.image.size_px, MODEL / ONNX_FILE)
+    recogniser.export_onnx(network, temperature, params.image.size_px, TRAINED / ONNX_FILE)
     card = ModelCard(
         contract=CONTRACT,
         vocabulary=vocabulary.load().version,
@@ -46,11 +44,11 @@ def main() -> None:
         data_digest=dataset.digest(usable),
         parameters=params.model_dump(mode="json"),
     )
-    (MODEL / CARD_FILE).write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    plain_json.write(TRAINED / CARD_FILE, card.model_dump(mode="json"))
     # The validation cells chose the temperature, so they are no fair test either.
     seen = frame[frame["split"] != "test"]
-    seen[["sha256", "site", "patient", "true_type", *characteristics]].to_parquet(MODEL / SEEN_FILE, index=False)
-    pd.DataFrame(trained.history).to_csv(MODEL.parent / "history.csv", index=False)
+    seen[["sha256", "site", "patient", "true_type", *characteristics]].to_parquet(TRAINED / SEEN_FILE, index=False)
+    pd.DataFrame(trained.history).to_csv(TRAINED.parent / "history.csv", index=False)
 
 
 if __name__ == "__main__":

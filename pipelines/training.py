@@ -138,7 +138,7 @@ def start_ray(workers: int, threads: int) -> None:
 
 def digest_of(params: settings.Settings) -> str:
     """SHA-256 of the parameters that shape a training; the length of a search is not among them."""
-    shaping = params.model_dump(mode="json", exclude={"tune": {"trials"}, "evaluate": True})
+    shaping = params.model_dump(mode="json", exclude={"tune": {"trials"}, "confidence": True, "evaluate": True})
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 

@@ -163,6 +163,9 @@ class Reader:
                 characteristics[name] = chance
             cell = {"image": number, "sha256": row["sha256"], "type": kind, "probability": row[f"p_{kind}"]}
             cell["probabilities"] = {t: row[f"p_{t}"] for t in self.card.types}
+            if "named" in row:
+                status = "named" if row["named"] else "unidentified"
+                cell |= {"status": status, "type_set": row["type_set"].split(), "unlike": row["unlike"]}
             found.append({**cell, "characteristics": characteristics, "scale_assumed": row["scale_assumed"]})
         return found
 

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from smearline import dataset, evaluation_page, images, metrics, plain_json, vocabulary
-from smearline.recognition import RecognitionModel, recognise
+from smearline import activation, dataset, evaluation_page, images, metrics, plain_json, vocabulary
+from smearline.recognition import RecognitionModel, recognise, scale_of
+
+SUSPECTS = "suspects.csv"
+_SUSPECT = 0.95
 
 
 def evaluate(
@@ -22,7 +26,8 @@ def evaluate(
     num_errors_shown: int = 48,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Recognise cells and judge the answers; writes predictions.parquet, metrics.json, headline.json, evaluation.html.
+    """Recognise cells and judge the answers; writes predictions.parquet, metrics.json, headline.json,
+    evaluation.html, and suspects.csv: cells whose label the model contradicts with 0.95 and more, for an expert to look at.
 
     Cells that the model was trained on, and other cells of patients that it was trained on, are predicted and counted
     but never judged. Conflicted and unlabelled cells are predicted and counted.
@@ -48,13 +53,15 @@ def evaluate(
     predictions.to_parquet(out / "predictions.parquet", index=False)
 
     judged = predictions[~predictions["seen_in_training"]].reset_index(drop=True)
+    limits = model.card.confidence
     context = {
         "num_cells_seen_in_training": int(predictions["seen_in_training"].sum()),
         "num_cells_conflicted": int(labelled["conflicted"].sum()),
         "data_digest": dataset.digest(judged),
-        "model": {k: v for k, v in model.card.model_dump(mode="json").items() if k != "parameters"},
+        "coverage": limits and limits.coverage,
+        "model": {k: v for k, v in model.card.model_dump(mode="json").items() if k not in ("parameters", "confidence")},
     }
-    for old in ("metrics.json", "headline.json", "evaluation.html"):
+    for old in ("metrics.json", "headline.json", "evaluation.html", SUSPECTS):
         (out / old).unlink(missing_ok=True)
     origin = "simulated" if "simulated" in {*labelled["origin"], model.card.origin} else "real"
     if judged["true_type"].isna().all():
@@ -75,33 +82,52 @@ def evaluate(
         seed=seed,
         origin=origin,
         context=context,
+        flag_above=limits.blasts_above if limits else None,
     )
     plain_json.write(out / "metrics.json", figures)
     plain_json.write(out / "headline.json", metrics.headline(figures))
-    errors = _examples(directory, judged, num_errors_shown)
+    wrong = _wrong(judged)
+    suspects = wrong[(wrong["probability"] >= _SUSPECT) & wrong.get("named", True)]
+    suspects[["sha256", "site", "smear", "true_type", "predicted_type", "probability"]].to_csv(
+        out / SUSPECTS, index=False
+    )
+    errors = _examples(model, directory, wrong, num_errors_shown)
     evaluation_page.render(figures, title="Recogniser: evaluation", examples=errors, out=out / "evaluation.html")
     return figures
 
 
-def _examples(directory: Path, judged: pd.DataFrame, count: int) -> list[evaluation_page.ErrorExample]:
-    """The wrong answers of which the model was surest, with their pictures."""
+def _wrong(judged: pd.DataFrame) -> pd.DataFrame:
+    """The wrong answers, surest first, with their probability."""
     words = vocabulary.load()
     allowed = [words.children(t) if isinstance(t, str) else () for t in judged["true_type"]]
     wrong = judged[[bool(a) and p not in a for a, p in zip(allowed, judged["predicted_type"], strict=True)]]
-    sure = wrong[[f"p_{t}" for t in words.types]].max(axis=1)
-    chosen = wrong.assign(sure=sure).sort_values(["sure", "sha256"], ascending=[False, True]).head(count)
-    bytes_of: dict[str, bytes] = {}
-    wanted = set(chosen["sha256"])
-    for block in dataset.iter_rows(directory, ["sha256", "image"]):
-        bytes_of |= {s: b for s, b in zip(block["sha256"], block["image"], strict=True) if s in wanted}
+    wrong = wrong.assign(probability=wrong[[f"p_{t}" for t in words.types]].max(axis=1))
+    return wrong.sort_values(["probability", "sha256"], ascending=[False, True])
+
+
+def _examples(
+    model: RecognitionModel, directory: Path, wrong: pd.DataFrame, count: int
+) -> list[evaluation_page.ErrorExample]:
+    """The surest wrong answers of each site and label in turn, with the picture as the network saw it and what it went by."""
+    turn = wrong.groupby(["site", "true_type"]).cumcount().sort_values(kind="stable")
+    chosen = wrong.loc[turn.index[:count]].sort_values(["site", "true_type"], kind="stable")
+    wanted, crops = set(chosen["sha256"]), dict[str, images.UInt8Array]()
+    for block in dataset.iter_rows(directory, ["sha256", "site", "microns_per_px", "image"]):
+        for sha, *about, data in zip(*block.values(), strict=True):
+            if sha in wanted:
+                crops[sha] = model.prepare(data, scale_of(*about)[0])
+    if not crops:
+        return []
+    seen = np.stack([crops[s] for s in chosen["sha256"]])
+    maps = activation.maps(model, seen, list(chosen["predicted_type"]))
     return [
         evaluation_page.ErrorExample(
-            image_jpeg=images.jpeg_preview(bytes_of[row.sha256]),
+            image_jpeg=images.jpeg_preview(np.concatenate([crop, activation.overlay(crop, spoke)], axis=1)),
             site=row.site,
             true_type=row.true_type,
             predicted_type=row.predicted_type,
-            probability=float(row.sure),
+            probability=float(row.probability),
             sha256_prefix=row.sha256[:12],
         )
-        for row in chosen.itertuples()
+        for row, crop, spoke in zip(chosen.itertuples(), seen, maps, strict=True)
     ]

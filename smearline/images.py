@@ -174,10 +174,10 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
         position = end
 
 
-def jpeg_preview(data: bytes, size_px: int = 120) -> bytes:
-    """A small JPEG of an image, for a page."""
-    image = Image.fromarray(decode(data))
-    image.thumbnail((size_px, size_px))
+def jpeg_preview(pixels: UInt8Array, height_px: int = 140) -> bytes:
+    """A small JPEG of a picture, for a page."""
+    height, width = pixels.shape[:2]
+    image = Image.fromarray(pixels).resize((round(width * height_px / height), height_px), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=85)
     return out.getvalue()

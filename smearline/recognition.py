@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from smearline import dataset, images, plain_json, sites, staining, vocabulary
+from smearline.confidence import Confidence
 from smearline.errors import DataError, ImageError, ModelError
 from smearline.reader import prepare
 
@@ -49,6 +50,8 @@ class ModelCard(BaseModel):
     data_digest: str
     parameters: dict[str, Any]
     intended_use: str = "research use only"
+    confidence: Confidence | None = None
+    """None where there were no labelled validation cells to learn it from."""
 
 
 class RecognitionModel:
@@ -205,6 +208,9 @@ def table_of(
 ) -> pa.Table:
     """One row a cell: the answer in the vocabulary's terms, and what its crop says of the staining and the optics.
 
+    With a `confidence` in the card the probabilities are calibrated, and there are type_set (types, by spaces), unlike (a distance;
+    beyond 1 the cell is unlike what was trained on) and named (False: unidentified, whatever predicted_type suggests).
+
     Arrow, since a pandas frame of so many columns takes longer to make for one cell than the network takes.
 
     Args:
@@ -214,6 +220,11 @@ def table_of(
     """
     text = pa.string()
     found = {name: pa.array([r[name] for r in metadata], text) for name in ("sha256", "site", "patient", "smear")}
+    judged: dict[str, pa.Array] = {}
+    if card.confidence:
+        types, in_set, distance, named = card.confidence.judge(types, embedding, [r["site"] for r in metadata])
+        sets = [" ".join(t for t, inside in zip(card.types, row, strict=True) if inside) for row in in_set]
+        judged = {"type_set": pa.array(sets, text), "unlike": pa.array(distance), "named": pa.array(named)}
     best = types.argmax(axis=1)
     found["predicted_type"] = pa.array([card.types[i] for i in best], text)
     for code in vocabulary.load().types:
@@ -225,6 +236,7 @@ def table_of(
         found[f"c_{name}"] = pa.array([of_name[i] for i in part.argmax(axis=1)], text)
         found |= {f"p_{name}_{value}": pa.array(part[:, i]) for i, value in enumerate(of_name)}
         start += len(of_name)
+    found |= judged
     found["scale_assumed"] = pa.array([r["scale_assumed"] for r in metadata], pa.bool_())
     # What cannot be measured on a crop is null.
     measured = staining.measure(crops, card.field_um / card.size_px)

@@ -79,6 +79,12 @@ class TuneSettings(_Section):
     seed: int
 
 
+class ConfidenceSettings(_Section):
+    coverage: float = Field(gt=0.5, lt=1)
+    max_error: float = Field(gt=0, lt=0.5)
+    typical: float = Field(gt=0.5, le=1)
+
+
 class EvaluateSettings(_Section):
     seed: int
     num_errors_shown: int = Field(ge=0, le=400)
@@ -108,6 +114,7 @@ class Settings(_Section):
     image: ImageSettings
     model: ModelSettings
     train: TrainSettings
+    confidence: ConfidenceSettings
     tune: TuneSettings
     evaluate: EvaluateSettings
     diagnosis: DiagnosisSettings

@@ -69,7 +69,7 @@ def render(metrics: Json, *, title: str, examples: Sequence[ErrorExample], out: 
 
 def _scopes(metrics: Json) -> list[Json]:
     """What is shown once for all sites together and, where there are several, once for each site."""
-    parts = ("types", "parents", "confusion", "calibration", "blast")
+    parts = ("types", "parents", "confusion", "calibration", "blast", "sureness")
     sites = [
         {"title": f"Site {site}", "counts": counts} | {p: metrics[p]["by_site"][site] for p in parts}
         for site, counts in metrics["counts"]["by_site"].items()

@@ -13,10 +13,11 @@ import pandas as pd
 import yaml
 
 from smearline.errors import DataError
-from smearline.metrics.blasts import score_blasts, score_smears
+from smearline.metrics.blasts import score_blasts, score_pseudo_smears, score_smears
 from smearline.metrics.cells import codes, interval_by, num_patients, read_cells, trained_types
 from smearline.metrics.characteristics import score_characteristics
 from smearline.metrics.intervals import RESAMPLES
+from smearline.metrics.sureness import score_sureness
 from smearline.metrics.type_scores import MIN_SUPPORT, score_calibration, score_types
 from smearline.plain_json import plain
 from smearline.vocabulary import load
@@ -32,6 +33,7 @@ def evaluate(
     seed: int = 0,
     origin: str,
     context: Mapping[str, Any],
+    flag_above: float | None = None,
 ) -> Json:
     """Score predictions against labels: one deterministic dictionary, floats rounded to 6 places, null for unknown.
 
@@ -42,6 +44,7 @@ def evaluate(
         train_labels: sha256, true_type and a column for each characteristic, of the training cells.
         seed: of the bootstrap; the same input and seed give the same dictionary.
         origin: 'real' or 'simulated'.
+        flag_above: share of blasts beyond which the model flags a smear (its card's `blasts_above`).
         context: what the figures belong to (data version, model, split); copied into the result.
 
     Raises:
@@ -89,7 +92,9 @@ def evaluate(
             }
         },
     }
-    metrics["blast"]["smears"] = score_smears(cells, np.random.default_rng([seed, 1]))
+    metrics["blast"]["smears"] = score_smears(cells, np.random.default_rng([seed, 1]), flag_above)
+    if flag_above is not None:
+        metrics["blast"]["pseudo_smears"] = score_pseudo_smears(cells, flag_above)
     result: Json = plain(metrics)
     return result
 
@@ -118,7 +123,11 @@ def headline(metrics: Json) -> dict[str, float]:
 
 def _scope(name: str, cells: pd.DataFrame, seed: int) -> Json:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # a further site changes no other site's intervals
-    return score_types(cells, rng) | {"calibration": score_calibration(cells), "blast": score_blasts(cells, rng)}
+    return score_types(cells, rng) | {
+        "calibration": score_calibration(cells),
+        "blast": score_blasts(cells, rng),
+        "sureness": score_sureness(cells, rng),
+    }
 
 
 def _counts(cells: pd.DataFrame) -> Json:

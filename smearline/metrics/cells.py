@@ -90,8 +90,8 @@ def read_cells(predictions: pd.DataFrame) -> pd.DataFrame:
             f"{int(bad_N.sum())} cells have probabilities that are no distribution (first: {cells['sha256'][first]}, "
             f"sum {total_N[first]:.4f}); each must lie in 0..1 and their sum within {SUM_TOLERANCE} of 1"
         )
-    keys = cells["site"].astype(str) + "\0" + cells["patient"].astype(str)
-    keys = keys.where(cells["patient"].notna(), "\0" + cells["sha256"].astype(str))
+    keys = cells["site"].astype(str) + "/" + cells["patient"].astype(str)
+    keys = keys.where(cells["patient"].notna(), "//" + cells["sha256"].astype(str))
     return cells.assign(label=label_N, predicted=predicted_N, cluster=pd.factorize(keys)[0])
 
 

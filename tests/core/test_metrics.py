@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from smearline.errors import DataError
 from smearline.metrics import evaluate, headline
+from smearline.metrics.blasts import false_alarm_share
 from smearline.metrics.intervals import auc, bootstrap_counts, exact_bounds, proportion_bounds
 from smearline.vocabulary import load
 
@@ -189,6 +190,33 @@ def test_blasts_smear_by_smear() -> None:
     assert smears["no_blast_and_none_predicted"]["value"] == 1
     assert [r["predicted_blasts"] for r in smears["rows"]] == [0, 2, 0]
     assert smears["rows"][1]["true_share"]["value"] == 0.2
+
+
+@pytest.mark.mission("a smear is flagged beyond what blast-free smears of the validation showed")
+def test_a_smear_is_flagged_beyond_the_limit_and_pseudo_smears_are_counted_apart() -> None:
+    clear = [("LYMPH", "LYMPH")] * 47 + [("LYMPH", "BLAST")] * 3  # 6 %
+    few = [("BLAST", "BLAST")] * 2 + [("LYMPH", "LYMPH")] * 48  # 4 %
+    many = [("BLAST", "BLAST")] * 10 + [("LYMPH", "LYMPH")] * 40
+    known = table([*clear, *few, *many], [f"p{i // 50}" for i in range(150)])
+    apart = table(([("LYMPH", "BLAST")] * 4 + [("LYMPH", "LYMPH")] * 96) * 2 + [("LYMPH", "BLAST")] * 50, [None] * 250)
+    frame = pd.concat([known, apart.assign(site="beta")], ignore_index=True)
+    frame["sha256"] = [f"{i:064x}" for i in range(len(frame))]
+    says = frame["predicted_type"] == "BLAST"
+    of_known = (frame["site"][:150], frame["smear"][:150], frame["true_type"][:150] == "BLAST", says[:150])
+    assert false_alarm_share(*of_known) == pytest.approx(0.06)
+    assert false_alarm_share(frame["site"], frame["smear"], frame["true_type"] == "BLAST", says) == 1.0, (
+        "the last 50 of beta"
+    )
+    found = scored(frame, flag_above=0.03)["blast"]
+    assert (found["smears"]["any_blast_flagged"]["smears"], found["smears"]["any_blast_flagged"]["value"]) == (2, 1.0)
+    assert (found["smears"]["no_blast_flagged"]["smears"], found["smears"]["no_blast_flagged"]["value"]) == (1, 1.0)
+    assert found["pseudo_smears"] == {"beta": {"smears": 2, "flagged": 2}}
+    found = scored(frame, flag_above=0.06)["blast"]
+    assert (
+        found["smears"]["any_blast_flagged"]["value"] == 0.5 and found["smears"]["many_blasts_flagged"]["value"] == 1.0
+    )
+    assert found["smears"]["no_blast_flagged"]["value"] == 0.0
+    assert found["pseudo_smears"] == {"beta": {"smears": 2, "flagged": 0}}
 
 
 @pytest.mark.parametrize("label", ["fine", "parent"])

@@ -26,6 +26,7 @@ from smearline import (
     sources,
     vocabulary,
 )
+from smearline.confidence import Confidence
 from smearline.errors import DataError, ModelError
 from smearline.metrics.intervals import exact_bounds
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard, RecognitionModel
@@ -93,6 +94,34 @@ def test_the_columns_of_predictions(folder: Path, cells: Path, tmp_path: Path):
     assert (found["predicted_type"] == [TYPES[i] for i in found[[f"p_{t}" for t in TYPES]].to_numpy().argmax(1)]).all()
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == figures
     assert "<html" in (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.mission(
+    "a model says of each cell whether it is sure, which types it does not rule out, and whether it is unlike"
+)
+def test_a_model_with_limits_says_how_sure_it_is_and_the_page_measures_it(folder: Path, cells: Path, tmp_path: Path):
+    plain = evaluation.evaluate(RecognitionModel(folder), cells, tmp_path / "plain")
+    before = pd.read_parquet(tmp_path / "plain" / "predictions.parquet").set_index("sha256")
+    card = json.loads((folder / CARD_FILE).read_text())
+    limits = Confidence(
+        coverage=0.9, temperatures={"lab": 2.0}, limits=(0.0, 1.1, 0.0, 0.0), num_cells=(9, 9, 9, 9), named_from=0.0, error=0.1,
+        named=0.9, centres=((0.0,) * 16, None, None, None), whitening=tuple(np.eye(16).tolist()),
+    )  # fmt: skip
+    put(folder / CARD_FILE, json.dumps({**card, "confidence": limits.model_dump(mode="json")}))
+    figures = evaluation.evaluate(RecognitionModel(folder), cells, tmp_path / "out")
+    found = pd.read_parquet(tmp_path / "out" / "predictions.parquet").set_index("sha256")
+    flatter = found[found["site"] == "lab"][[f"p_{t}" for t in TYPES]] ** 2
+    np.testing.assert_allclose(
+        flatter.div(flatter.sum(axis=1), axis=0), before.loc[flatter.index, flatter.columns], atol=1e-4
+    )
+    assert set(found["type_set"]) == {"NEUT_SEG BLAST LYMPH"}
+    assert (found["named"] == (found["unlike"] <= 1)).all()
+    sure = figures["sureness"]["overall"]
+    assert sure["set_size"] == 3 and sure["coverage"]["value"] == 1
+    assert sure["named"]["value"] == pytest.approx(found.dropna(subset=["true_type"])["named"].mean())
+    assert "coverage" not in plain["sureness"]["overall"] and plain["sureness"]["overall"]["curve"][-1]["answered"] == 1
+    page = (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
+    assert "Sets that hold the label" in page and "made to hold the right type for 90.0" in page
 
 
 def test_predictions_have_the_same_types_of_columns_whatever_is_known(folder: Path, cells: Path, tmp_path: Path):

@@ -1,0 +1,200 @@
+"""What a probability is worth: calibration, sets of types with a stated coverage, abstention, and cells unlike the training's.
+
+Everything is learned from the validation cells, which training did not see, and stands in the model's card:
+    temperatures   one for each site with `LEAST_OF_SITE` labelled cells (Guo 2017, ICML); other sites keep the model's own
+    sets           label-conditional conformal prediction (Vovk 2012, Machine Learning 92:349): a type is in a cell's set where
+                   its probability is at least that type's limit. Among exchangeable cells of a type, at least `coverage` of the
+                   sets hold it. Cells of new patients are not exchangeable with the validation's, and those of a new site still
+                   less: what is reached there is measured (metrics.confidence), not promised.
+    named_from     the least probability from which a cell is named; others are left to the reviewer as unidentified
+    far            Mahalanobis distance of the embedding from the nearest type's centre, with one covariance for all types
+                   (Lee 2018, NeurIPS), in units of the distance within which `typical` of the validation cells lie; a cell
+                   beyond 1 is unlike what the model has seen, and is unidentified too
+
+Shapes: N cells, T trained types, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+LEAST_OF_SITE = 50
+LEAST_OF_TYPE = 5
+"""A type with fewer training cells has no centre."""
+LEAST_NAMED = 0.5
+"""A limit that leaves more than half of the validation cells unidentified is not taken, whatever its errors."""
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class Confidence(BaseModel):
+    """As in the card; the lists are in the order of the card's types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coverage: float
+    temperatures: dict[str, float]
+    """Site to what the logarithms of the probabilities served are divided by."""
+    limits: tuple[float, ...]
+    """Of each type's probability. Types whose validation cells are too few for this coverage share the limit of all cells together,
+    which promises nothing of them one by one."""
+    num_cells: tuple[int, ...]
+    """Validation cells of each type."""
+    named_from: float
+    error: float
+    """Share of wrong names among the validation cells that are named."""
+    named: float
+    """Share of the validation cells that are named."""
+    centres: tuple[tuple[float, ...] | None, ...]
+    whitening: tuple[tuple[float, ...], ...]
+    """E x E: the distance is the length of (embedding - centre) @ whitening."""
+    blasts_above: float | None = None
+    """A smear with a larger share of cells called blasts is flagged (metrics.blasts.false_alarm_share)."""
+
+    def judge(
+        self, types_NT: NDArray[np.float32], embedding_NE: NDArray[np.float32], sites: Sequence[str]
+    ) -> tuple[NDArray[np.float32], Bools, Floats, Bools]:
+        """Calibrated probabilities (N x T), sets (N x T), distance (N), and whether each cell is named (N)."""
+        temperature_N = np.array([self.temperatures.get(site, 1.0) for site in sites])
+        calibrated = _tempered(types_NT, temperature_N[:, None])
+        in_set = calibrated >= np.array(self.limits)
+        far = self._distance(embedding_NE)
+        return calibrated.astype(np.float32), in_set, far, (calibrated.max(axis=1) >= self.named_from) & (far <= 1)
+
+    def _distance(self, embedding_NE: NDArray[np.float32]) -> Floats:
+        centres = np.array([c for c in self.centres if c is not None])
+        away = (embedding_NE.astype(float)[:, None] - centres) @ np.array(self.whitening)
+        nearest: Floats = np.sqrt((away**2).sum(axis=2)).min(axis=1)
+        return nearest
+
+
+def fit(
+    types_NT: NDArray[np.float32],
+    allowed_NT: Bools,
+    sites: Sequence[str],
+    embedding_NE: NDArray[np.float32],
+    taught_ME: NDArray[np.float32],
+    taught_M: NDArray[np.int64],
+    *,
+    coverage: float,
+    max_error: float,
+    typical: float,
+) -> Confidence | None:
+    """Learn from N validation cells, and from the embeddings of M training cells and their types (indices).
+
+    Args:
+        allowed_NT: what each validation cell's label allows: one type, or a parent's children.
+        max_error: share of wrong names among those named that is aimed at.
+
+    Returns:
+        None where no validation cell is labelled.
+    """
+    labelled = allowed_NT.any(axis=1)
+    if not labelled.any():
+        return None
+    site_N = np.array(sites)
+    temperatures = {
+        str(site): _temperature(types_NT[here], allowed_NT[here])
+        for site in np.unique(site_N[labelled])
+        if (here := labelled & (site_N == site)).sum() >= LEAST_OF_SITE
+    }
+    found = _tempered(types_NT, np.array([temperatures.get(s, 1.0) for s in sites])[:, None])
+    single = allowed_NT.sum(axis=1) == 1
+    limits, numbers = [], []
+    for t in range(types_NT.shape[1]):
+        own = np.sort(found[single & allowed_NT[:, t], t])
+        limits.append(_lowest(own, coverage))
+        numbers.append(len(own))
+    together = _lowest(np.sort(found[single][allowed_NT[single]]), coverage) or 0.0
+    centres, whitening, far = _centres(embedding_NE, taught_ME, taught_M, types_NT.shape[1], typical)
+    right = allowed_NT[np.arange(len(found)), found.argmax(axis=1)]
+    usual = labelled & (far <= 1)
+    named_from, error, named = _limit(found.max(axis=1)[usual], right[usual], max_error)
+    return Confidence(
+        coverage=coverage,
+        temperatures=temperatures,
+        limits=tuple(together if limit is None else limit for limit in limits),
+        num_cells=tuple(numbers),
+        named_from=named_from,
+        error=error,
+        named=named * float(usual.sum() / labelled.sum()),
+        centres=centres,
+        whitening=whitening,
+    )
+
+
+def risk_by_coverage(sure_N: Floats, right_N: Bools) -> tuple[Floats, Floats]:
+    """(share answered, share wrong among them), the surest cells first: the risk-coverage curve (El-Yaniv & Wiener 2010,
+    JMLR 11:1605)."""
+    order = np.argsort(-sure_N, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    return count / len(order), np.cumsum(~right_N[order]) / count
+
+
+def _tempered(types_NT: NDArray[np.float32], temperature: Floats | float) -> Floats:
+    logs = np.log(np.maximum(types_NT.astype(float), 1e-12)) / temperature
+    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
+    found: Floats = odds / odds.sum(axis=1, keepdims=True)
+    return found
+
+
+def _temperature(types_NT: NDArray[np.float32], allowed_NT: Bools) -> float:
+    grid = np.exp(np.linspace(np.log(0.3), np.log(3.0), 60))
+    loss = [-np.log(np.maximum((_tempered(types_NT, t) * allowed_NT).sum(axis=1), 1e-12)).mean() for t in grid]
+    return round(float(grid[int(np.argmin(loss))]), 6)
+
+
+def _limit(sure_N: Floats, right_N: Bools, max_error: float) -> tuple[float, float, float]:
+    """(least probability, error, share named): as many cells named as the error allows, and at least LEAST_NAMED."""
+    if not len(sure_N):
+        return 0.0, 0.0, 0.0
+    share, risk = risk_by_coverage(sure_N, right_N)
+    last = np.append(np.diff(np.sort(-sure_N)) != 0, True)  # cells of one probability are named together or not at all
+    enough = last & (share >= LEAST_NAMED)
+    allowed = np.flatnonzero(enough & (risk <= max_error))
+    place = int(allowed[-1]) if len(allowed) else int(np.flatnonzero(enough)[np.argmin(risk[enough])])
+    return _rounded_down(float(-np.sort(-sure_N)[place])), float(risk[place]), float(share[place])
+
+
+def _lowest(sorted_N: Floats, coverage: float) -> float | None:
+    """The k-th smallest of n with k = (1 - coverage) (n + 1) rounded down: a further exchangeable one lies below it with a
+    chance of at most k / (n + 1). None where n is too small for any."""
+    k = int(np.floor((1 - coverage) * (len(sorted_N) + 1)))
+    return _rounded_down(float(sorted_N[k - 1])) if k else None
+
+
+def _rounded_down(value: float) -> float:
+    """Six places, so that the cell at the limit stays within it."""
+    return float(np.floor(value * 1e6) / 1e6)
+
+
+def _centres(
+    embedding_NE: NDArray[np.float32],
+    taught_ME: NDArray[np.float32],
+    taught_M: NDArray[np.int64],
+    num_types: int,
+    typical: float,
+) -> tuple[tuple[tuple[float, ...] | None, ...], tuple[tuple[float, ...], ...], Floats]:
+    """The centres, the whitening, and the distances of the validation cells."""
+    from sklearn.covariance import ledoit_wolf  # half a second, and service needs none of it
+
+    taught = taught_ME.astype(float)
+    mean = [
+        taught[taught_M == t].mean(axis=0) if (taught_M == t).sum() >= LEAST_OF_TYPE else None for t in range(num_types)
+    ]
+    known = np.array([t for t, m in enumerate(mean) if m is not None])
+    centre = np.array([mean[t] for t in known])
+    rest = np.concatenate([taught[taught_M == t] - mean[t] for t in known])
+    values, vectors = np.linalg.eigh(ledoit_wolf(rest, assume_centered=True)[0])
+    whitening = vectors / np.sqrt(values)
+    away = (embedding_NE.astype(float)[:, None] - centre) @ whitening
+    distance = np.sqrt((away**2).sum(axis=2)).min(axis=1)
+    unit = float(np.quantile(distance, typical)) or 1.0
+    rows = tuple(tuple(round(float(v), 6) for v in row) for row in whitening / unit)
+    told = tuple(None if m is None else tuple(round(float(v), 6) for v in m) for m in mean)
+    return told, rows, distance / unit

@@ -1,0 +1,126 @@
+"""Limits learned on validation cells keep what they promise on cells of the same kind, and say so where they cannot."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from smearline import confidence
+
+T, E = 4, 8
+
+
+def drawn(num: int, seed: int, sharp: float = 1.0, away: float = 0.0):
+    """Cells whose probabilities are right, raised to a power (an over-sure model), and embeddings about their type's centre."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 3.5, (num, T))
+    true_NT = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    kind = (true_NT.cumsum(axis=1) > random.random((num, 1))).argmax(axis=1)
+    said = true_NT**sharp / (true_NT**sharp).sum(axis=1, keepdims=True)
+    embedding = np.eye(T, E)[kind] * 10 + random.normal(0, 1, (num, E)) + away
+    return said.astype(np.float32), np.eye(T, dtype=bool)[kind], embedding.astype(np.float32), kind
+
+
+def fitted(num: int = 2000, sharp: float = 1.0, **given) -> confidence.Confidence:
+    said, allowed, embedding, kind = drawn(num, 1, sharp)
+    made = confidence.fit(
+        said,
+        allowed,
+        ["a"] * num,
+        embedding,
+        embedding,
+        kind,
+        **{"coverage": 0.9, "max_error": 0.1, "typical": 0.99, **given},
+    )
+    assert made is not None
+    return confidence.Confidence.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
+
+
+@pytest.mark.mission("sets of types hold the right one as often as was said, type by type")
+def test_sets_cover_each_type_on_new_cells_of_the_same_kind():
+    made = fitted()
+    said, _, embedding, kind = drawn(4000, 2)
+    _, sets, _, _ = made.judge(said, embedding, ["a"] * len(said))
+    for t in range(T):
+        held = sets[kind == t, t].mean()
+        assert 0.87 < held < 0.94, (t, held)
+    assert 1 < sets.sum(axis=1).mean() < T, "a set of everything would hold it too"
+
+
+@pytest.mark.mission("an over-sure model is calibrated, site by site")
+def test_temperatures_mend_a_model_that_is_too_sure_and_only_where_there_are_labels():
+    made = fitted(sharp=2.5)
+    said, _, embedding, kind = drawn(4000, 3, sharp=2.5)
+    assert made.temperatures["a"] == pytest.approx(2.5, rel=0.15)
+    gap = {}
+    for site in ("a", "elsewhere"):
+        calibrated, *_ = made.judge(said, embedding, [site] * len(said))
+        np.testing.assert_allclose(calibrated.sum(axis=1), 1, atol=1e-5)
+        assert (calibrated.argmax(axis=1) == said.argmax(axis=1)).all()
+        gap[site] = abs(calibrated.max(axis=1).mean() - (calibrated.argmax(axis=1) == kind).mean())
+    assert gap["a"] < 0.02 < 0.1 < gap["elsewhere"]
+
+
+def test_cells_are_left_unidentified_until_the_error_is_what_was_asked_for():
+    made = fitted()
+    assert made.error <= 0.1
+    said, _, embedding, kind = drawn(4000, 4)
+    *_, named = made.judge(said, embedding, ["a"] * len(said))
+    right = said.argmax(axis=1) == kind
+    assert 0.5 < named.mean() < 0.95 and 1 - right[named].mean() < 0.12 < 1 - right.mean()
+
+
+def test_an_error_that_cannot_be_had_still_names_half_of_the_cells():
+    made = fitted(max_error=0.0001)
+    assert made.error > 0.0001
+    assert 0.49 <= made.named < 0.6
+
+
+def test_cells_unlike_the_training_are_told_and_left_unidentified():
+    made = fitted()
+    said, _, embedding, _ = drawn(500, 5)
+    _, _, unlike, _ = made.judge(said, embedding, ["a"] * 500)
+    assert (unlike > 1).mean() < 0.05
+    said, _, embedding, _ = drawn(500, 5, away=6.0)
+    _, _, unlike, named = made.judge(said, embedding, ["a"] * 500)
+    assert (unlike > 1).mean() > 0.95 and named.mean() < 0.05
+
+
+def test_a_type_with_few_cells_shares_the_limit_of_all():
+    said, allowed, embedding, kind = drawn(400, 6)
+    keep = np.concatenate([np.flatnonzero(kind != 3), np.flatnonzero(kind == 3)[:4]])
+    made = confidence.fit(
+        said[keep],
+        allowed[keep],
+        ["a"] * len(keep),
+        embedding[keep],
+        embedding,
+        kind,
+        coverage=0.9,
+        max_error=0.1,
+        typical=0.99,
+    )
+    assert made is not None and made.num_cells[3] == 4
+    together = np.sort(said[keep][allowed[keep]])  # the temperature may differ a little from 1
+    assert made.limits[3] == pytest.approx(np.quantile(together, 0.1), abs=0.05)
+    assert 0 < made.limits[3] < 1
+
+
+def test_parents_and_no_labels():
+    said, allowed, embedding, kind = drawn(100, 7)
+    assert confidence.fit(
+        said, np.zeros_like(allowed), ["a"] * 100, embedding, embedding, kind, coverage=0.9, max_error=0.1, typical=0.99
+    ) is None  # fmt: skip
+    allowed[:, :2] = allowed[:, :2].any(axis=1, keepdims=True)  # types 0 and 1 are known as their parent alone
+    made = confidence.fit(
+        said, allowed, ["a"] * 100, embedding, embedding, kind, coverage=0.9, max_error=0.1, typical=0.99
+    )
+    assert made is not None and made.num_cells[:2] == (0, 0)
+
+
+def test_risk_falls_with_what_is_left_out():
+    answered, risk = confidence.risk_by_coverage(np.array([0.5, 0.9, 0.7, 0.8]), np.array([False, True, False, True]))
+    assert answered.tolist() == [0.25, 0.5, 0.75, 1.0]
+    np.testing.assert_allclose(risk, [0, 0, 1 / 3, 0.5])
