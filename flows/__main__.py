@@ -17,6 +17,11 @@ REASON = ("--reason", {"required": True, "help": "kept in the audit log"})
 COMMANDS: dict[str, tuple[str, str, tuple[tuple[str, dict[str, Any]], ...]]] = {
     "ingest": ("ingest", "signed-off cases, and new files in inbox/SITE, become a version of the data", ()),
     "retrain": ("retrain", "redo what changed, a task a stage; ends in a candidate", ()),
+    "adapt": (
+        "adapt",
+        "a recogniser for a new site from a few labelled cells",
+        (("cells", {}), ("out", {}), ("--budget", {"type": int, "default": 100})),
+    ),
     "monitor": ("monitor", "a verdict for each site that was served", (("site", {"nargs": "?"}),)),
     "promote": ("promote", "the gate, and the switch where a person approved", (("version", {"nargs": "?"}),)),
     "approve": (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 
 from pipelines.cells import MODEL, TRAINED, in_force, split_cells
-from smearline import confidence, plain_json, reader
+from smearline import confidence, plain_json, reader, settings
 from smearline.metrics.blasts import false_alarm_share
 from smearline.recognition import CARD_FILE, RecognitionModel, recognise
 
@@ -16,9 +17,14 @@ _CENTRE = 200
 
 
 def main() -> None:
-    params, model = in_force(), RecognitionModel(TRAINED)
+    params = in_force()
+    calibrate(TRAINED, MODEL, split_cells(params), params)
+
+
+def calibrate(trained: Path, out: Path, frame: pd.DataFrame, params: settings.Settings) -> None:
+    """A copy of the model folder with the limits that the validation cells of `frame`, all in the workspace's data, teach."""
+    model = RecognitionModel(trained)
     types = model.card.types
-    frame = split_cells(params)
     frame = frame[~frame["conflicted"]]
     taught = frame[(frame["split"] == "train") & frame["true_type"].isin(types)].groupby("true_type").head(_CENTRE)
     watched = frame[(frame["split"] == "val") & frame["true_type"].notna()]
@@ -40,8 +46,8 @@ def main() -> None:
         said = predictions["predicted_type"].iloc[rows].eq("BLAST").set_axis(watched.index)
         above = false_alarm_share(watched["site"], watched["smear"], watched["true_type"].eq("BLAST"), said)
         found = found.model_copy(update={"blasts_above": above})
-    shutil.copytree(TRAINED, MODEL, dirs_exist_ok=True)
-    plain_json.write(MODEL / CARD_FILE, model.card.model_copy(update={"confidence": found}).model_dump(mode="json"))
+    shutil.copytree(trained, out, dirs_exist_ok=True)
+    plain_json.write(out / CARD_FILE, model.card.model_copy(update={"confidence": found}).model_dump(mode="json"))
     if found is None:
         print("no validation cell is labelled: every cell is named, and nothing is said of how sure that is")
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
-from safetensors.torch import save_file
 
 from pipelines import training
 from pipelines.cells import TRAINED, WEIGHTS, in_force, split_cells
-from smearline import dataset, plain_json, reader, recogniser, vocabulary
+from smearline import dataset, plain_json, reader, recogniser, settings, vocabulary
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard
 
 
@@ -22,13 +23,22 @@ def main() -> None:
         flush=True,
     )
     trained = training.fit(frame, params)
-    temperature = trained.history[-1]["temperature"]
+    write(trained, frame, params, TRAINED, WEIGHTS)
+    pd.DataFrame(trained.history).to_csv(TRAINED.parent / "history.csv", index=False)
 
+
+def write(
+    trained: training.Trained, frame: pd.DataFrame, params: settings.Settings, folder: Path, weights: Path
+) -> None:
+    """A model folder of what was trained on `frame`, and its weights."""
+    usable = frame[frame["split"] == "train"]
+    types, characteristics = reader.trainable(usable)
+    temperature = trained.history[-1]["temperature"]
     network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
     network.load_state_dict(trained.state)
-    TRAINED.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, WEIGHTS)
-    recogniser.export_onnx(network, temperature, params.image.size_px, TRAINED / ONNX_FILE)
+    folder.mkdir(parents=True, exist_ok=True)
+    recogniser.save_weights(network, weights)
+    recogniser.export_onnx(network, temperature, params.image.size_px, folder / ONNX_FILE)
     card = ModelCard(
         contract=CONTRACT,
         vocabulary=vocabulary.load().version,
@@ -44,11 +54,10 @@ def main() -> None:
         data_digest=dataset.digest(usable),
         parameters=params.model_dump(mode="json"),
     )
-    plain_json.write(TRAINED / CARD_FILE, card.model_dump(mode="json"))
+    plain_json.write(folder / CARD_FILE, card.model_dump(mode="json"))
     # The validation cells chose the temperature, so they are no fair test either.
     seen = frame[frame["split"] != "test"]
-    seen[["sha256", "site", "patient", "true_type", *characteristics]].to_parquet(TRAINED / SEEN_FILE, index=False)
-    pd.DataFrame(trained.history).to_csv(TRAINED.parent / "history.csv", index=False)
+    seen[["sha256", "site", "patient", "true_type", *characteristics]].to_parquet(folder / SEEN_FILE, index=False)
 
 
 if __name__ == "__main__":

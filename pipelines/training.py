@@ -138,7 +138,9 @@ def start_ray(workers: int, threads: int) -> None:
 
 def digest_of(params: settings.Settings) -> str:
     """SHA-256 of the parameters that shape a training; the length of a search is not among them."""
-    shaping = params.model_dump(mode="json", exclude={"tune": {"trials"}, "confidence": True, "evaluate": True})
+    shaping = params.model_dump(
+        mode="json", exclude={"tune": {"trials"}, "adapt": True, "confidence": True, "evaluate": True}
+    )
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 
@@ -150,4 +152,6 @@ def run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
         pd.util.hash_pandas_object(frame.drop(columns=["shard", "row"]).astype(str), index=False).to_numpy().tobytes(),
         *code,
     ]
+    if (weights := Path(params.model.weights)).is_file():
+        parts.append(weights.read_bytes())
     return hashlib.sha256(b"\0".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:16]

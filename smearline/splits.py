@@ -57,7 +57,7 @@ def assign(
     component = duplicates.groups(codes.max() + 1, codes[near])[codes]
     rank = np.select([frame["patient"].notna(), frame["smear"].notna()], ["0", "1"], "2")
     group = (rank + keys).groupby(component).transform("min").str[1:]
-    place = group.map({g: _unit_hash(seed, g) for g in group.unique()})
+    place = _places(group, seed)
     split = pd.Series(np.select([place < test, place < test + val], ["test", "val"], "train"), frame.index)
     held_out = frame["site"].isin(test_only_sites) | (bool(train_sites) & ~frame["site"].isin(train_sites))
     # A group with a member at a held-out site is tested as a whole.
@@ -69,6 +69,19 @@ def assign(
     has_near = np.zeros(len(frame), bool)
     has_near[near.ravel()] = True
     return pd.DataFrame({"sha256": frame["sha256"], "split": split, "group": group, "near_duplicate": has_near})
+
+
+def places(frame: pd.DataFrame, seed: int) -> pd.Series:
+    """A number in 0..1 for each image, the same for all images of a patient (else smear, else of the image alone).
+
+    Args:
+        frame: sha256, site, patient, smear.
+    """
+    return _places(_natural_keys(frame), seed)
+
+
+def _places(group: pd.Series, seed: int) -> pd.Series:
+    return group.map({g: _unit_hash(seed, g) for g in group.unique()})
 
 
 def _natural_keys(frame: pd.DataFrame) -> pd.Series:

@@ -174,3 +174,22 @@ def test_augmentation_turns_cells_but_keeps_them_in_the_picture():
     y, x = darkest // 64, darkest % 64
     assert ((y - 32).abs() < 20).all()
     assert ((x - 32).abs() < 20).all()
+
+
+def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
+    values = {"auer_rod": ("absent", "present"), "granularity": ("yes", "no")}
+    torch.manual_seed(1)
+    old = recogniser.Recogniser("tf_efficientnet_lite0", ("LYMPH", "BLAST"), values, 16)
+    recogniser.save_weights(old, tmp_path / "old.safetensors")
+    new = recogniser.Recogniser("tf_efficientnet_lite0", ("BLAST", "MONO", "LYMPH"), {"granularity": ("no", "yes")}, 16)
+    drawn = new.type_head.weight.detach().clone()
+    recogniser.load_initial_weights(new, str(tmp_path / "old.safetensors"))
+    torch.testing.assert_close(new.type_head.weight[[0, 2]], old.type_head.weight[[1, 0]])
+    torch.testing.assert_close(new.type_head.bias[[0, 2]], old.type_head.bias[[1, 0]])
+    torch.testing.assert_close(new.type_head.weight[1], drawn[1])
+    torch.testing.assert_close(new.characteristics_head.bias, old.characteristics_head.bias[[3, 2]])
+    for name, tensor in new.backbone.state_dict().items():
+        assert torch.equal(tensor, old.backbone.state_dict()[name])
+    other = recogniser.Recogniser("resnet18", ("BLAST", "MONO"), {}, 16)
+    with pytest.raises(ModelError, match="another backbone"):
+        recogniser.load_initial_weights(other, str(tmp_path / "old.safetensors"))

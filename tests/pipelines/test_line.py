@@ -21,8 +21,9 @@ import yaml
 from conftest import CHECKOUT
 
 from flows.workspace import environment
-from pipelines import training, tune
-from smearline import dataset, importing, settings, simulator, sites, sources, splits
+from pipelines import adapt, training, tune
+from smearline import dataset, importing, recognition, settings, simulator, sites, sources, splits
+from smearline.errors import DataError
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -259,3 +260,67 @@ def test_tuning_runs_three_trials_and_goes_on_where_it_stood(
     assert set(overlay["train"]) == {"lr", "weight_decay", "stain_jitter", "balance"}
     best = trials.loc[trials["val_balanced_accuracy"].idxmax()]
     assert overlay["train"]["lr"] == pytest.approx(best["lr"])
+
+
+@pytest.mark.mission(
+    "a recogniser is adapted to a new site by a few cells that the platform chooses, and forgets nothing"
+)
+def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(workspace: Path, tmp_path: Path):
+    site, cells, out = sites.load("sim_east", CHECKOUT / "sites"), tmp_path / "new", tmp_path / "adapted"
+    simulator.simulate(tmp_path / "raw", sites=[site], seed=8, num_patients=8, cells_per_smear=12)
+    importing.import_source(sources.load("folder"), tmp_path / "raw" / "sim_east", site, cells)
+    before = sorted(p.name for p in (workspace / "models").iterdir())
+    shell(workspace, sys.executable, "-m", "flows", "adapt", str(cells), str(out), "--budget", "12")
+    assert sorted(p.name for p in (workspace / "models").iterdir()) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapted", "adapted.safetensors", "new", "raw"]
+    report = json.loads((out / "adaptation.json").read_text(encoding="utf-8"))
+    assert report["labelled"] == sum(report["chosen"].values()) == 12
+    index = dataset.labelled_index(cells)
+    model = recognition.RecognitionModel(out)
+    chosen = index[index["sha256"].isin(model.seen["sha256"])]
+    assert len(chosen) == 12 and set(model.card.sites) == {"sim_north", "sim_south", "sim_east"}
+    first = recognition.RecognitionModel(workspace / "models/recogniser").seen
+    assert set(first["sha256"]) <= set(model.seen["sha256"]), "what the first one saw, it has seen too"
+    judges = report["new_site"]["after"]
+    assert 0 < judges["patients"] < 8 and judges["cells"] == 12 * judges["patients"]
+    others = index[~index["patient"].isin(set(chosen["patient"]))]
+    assert others["patient"].nunique() >= judges["patients"]
+    assert report["home_validation_cells"]["before"]["cells"] == report["home_validation_cells"]["after"]["cells"] > 0
+
+    labels = cells / "labels"
+    shutil.move(labels, tmp_path / "kept")
+    labels.mkdir()
+    given = [
+        "adapt",
+        "--model",
+        "models/recogniser",
+        "--cells",
+        str(cells),
+        "--budget",
+        "12",
+        "--out",
+        str(tmp_path / "other"),
+    ]
+    command = [sys.executable, "-m", "smearline.cli", *given]
+    refused = subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True)
+    assert refused.returncode == 2 and "12 of the 12 cells" in refused.stderr
+    listed = pd.read_csv(tmp_path / "other.to-label.csv")
+    assert set(listed["sha256"]) == set(chosen["sha256"]), "the same cells are chosen, labelled or not"
+    assert listed["suggested"].notna().all() and listed["type"].isna().all()
+
+
+def test_what_is_chosen_goes_by_the_root_of_what_is_seen_and_is_spread():
+    random = np.random.default_rng(0)
+    kinds = np.repeat(["LYMPH", "BLAST", "BASO"], [400, 100, 1])
+    spots = random.integers(0, 3, len(kinds))
+    vectors = np.eye(3, 4)[spots] * 50 + random.normal(0, 1, (len(kinds), 4))
+    table = pd.DataFrame({"sha256": [f"{i:04}" for i in range(len(kinds))], "predicted_type": kinds})
+    picked = adapt.choose(table, vectors.astype(np.float16), 31, seed=1)
+    assert len(set(picked)) == 31 and picked == adapt.choose(table, vectors.astype(np.float16), 31, seed=1)
+    rows = table.index[table["sha256"].isin(picked)]
+    counts = table["predicted_type"][rows].value_counts().to_dict()
+    assert counts == {"LYMPH": 20, "BLAST": 10, "BASO": 1}
+    assert all(set(spots[rows][kinds[rows] == kind]) == {0, 1, 2} for kind in ("LYMPH", "BLAST"))
+    assert len(adapt.choose(table, vectors.astype(np.float16), 9999, seed=1)) == len(table)
+    with pytest.raises(DataError, match="no cell to choose"):
+        adapt.choose(table.iloc[:0], vectors[:0].astype(np.float16), 5, seed=1)
