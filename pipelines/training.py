@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,18 @@ class Trained:
     history: list[dict[str, float]]
 
 
-def fit(frame: pd.DataFrame, params: settings.Settings) -> Trained:
+def fit(
+    frame: pd.DataFrame,
+    params: settings.Settings,
+    stop: Callable[[dict[str, float]], bool] | None = None,
+    label: str = "",
+) -> Trained:
     """Train a recogniser on the cells whose `split` is 'train', watching those of 'val'.
 
     Args:
         frame: `dataset.labelled_index` with `scale` (um/px) and `split`.
+        stop: asked with each epoch's row; once it says yes, the run ends after the epoch that is under way then.
+        label: stands before the lines of progress.
     """
     types, characteristics = reader.trainable(frame[frame["split"] == "train"])
     name = run_name(frame, params)
@@ -51,6 +58,7 @@ def fit(frame: pd.DataFrame, params: settings.Settings) -> Trained:
     cells = storage / f"{name}.cells.parquet"
     storage.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(cells)
+    (storage / f"{name}.stop").unlink(missing_ok=True)
     start_ray(params.train.workers, params.train.threads_per_worker)
     trainer = TorchTrainer(
         training_loop.train_loop,
@@ -59,7 +67,7 @@ def fit(frame: pd.DataFrame, params: settings.Settings) -> Trained:
             "cells": str(cells),
             "types": types,
             "characteristics": characteristics,
-            "progress": str(storage / f"{name}.progress"),
+            "files": str(storage / name),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=params.train.workers,
@@ -73,7 +81,15 @@ def fit(frame: pd.DataFrame, params: settings.Settings) -> Trained:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    with _shown(storage / f"{name}.progress"):
+
+    def epoch_done(line: str) -> None:
+        if stop and stop(json.loads(line)):
+            (storage / f"{name}.stop").touch()
+
+    def say(line: str) -> None:
+        print(f"{label}{line}", end="", flush=True)
+
+    with _followed(storage / f"{name}.progress", say), _followed(storage / f"{name}.rows", epoch_done):
         result = trainer.fit()
     assert result.checkpoint is not None, "every epoch reports a checkpoint"
     with result.checkpoint.as_directory() as folder:
@@ -85,8 +101,8 @@ def fit(frame: pd.DataFrame, params: settings.Settings) -> Trained:
 
 
 @contextmanager
-def _shown(path: Path) -> Iterator[None]:
-    """Print what the first worker writes of its progress; Ray's own log would say everything thrice."""
+def _followed(path: Path, each: Callable[[str], object]) -> Iterator[None]:
+    """Call `each` with every line that the first worker writes there; Ray's own log would say everything thrice."""
     ended = threading.Event()
     path.touch()
 
@@ -96,7 +112,7 @@ def _shown(path: Path) -> Iterator[None]:
             while True:
                 last = ended.wait(1.0)
                 for line in file:
-                    print(line, end="", flush=True)
+                    each(line)
                 if last:
                     return
 

@@ -6,6 +6,7 @@ what it learns on the cheaper pictures. Frozen normalisations are folded into th
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ class _Run:
 
     def __init__(self, config: dict[str, Any]) -> None:
         params = settings.check(config["settings"], "train_loop_config")
-        self.params, self.train, self.progress = params, params.train, Path(config["progress"])
+        self.params, self.train, self.files = params, params.train, str(config["files"])
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(self.train.threads_per_worker)
@@ -76,12 +77,12 @@ class _Run:
         train, self.train_targets = _labelled(frame[frame["split"] == "train"], types, characteristics)
         val, self.val_targets = _labelled(frame[frame["split"] == "val"], types, characteristics)
         threads = self.train.threads_per_worker
-        self.train_crops = {}
+        self.train_crops, self.val_crops = {}, {}
         for size in {self.size_px(0), image.size_px}:
             wide = round(size * image.margin)
             self.train_crops[size] = reader.Crops(train, image.field_um * wide / size, wide, threads)
+            self.val_crops[size] = reader.Crops(val, image.field_um, size, threads)
         self.groups = self.train_crops[image.size_px].groups
-        self.val_crops = reader.Crops(val, image.field_um, image.size_px, threads)
         self.weights = reader.drawing_weights(train, self.train.balance)
         self.steps = max(1, len(train) // self.train.batch_size)
         self.optimizer = torch.optim.AdamW(
@@ -127,8 +128,20 @@ class _Run:
     def say(self, text: str) -> None:
         """A line of progress, by the first worker alone."""
         if self.rank == 0:
-            with self.progress.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            self._write("progress", text)
+
+    def told_to_stop(self, row: dict[str, float]) -> bool:
+        """Tell the driver an epoch's figures; whether it wants no more of them. The same for all ranks."""
+        if self.rank == 0:
+            self._write("rows", json.dumps(row))
+        answer = [Path(f"{self.files}.stop").exists()]
+        if self.workers > 1:
+            torch.distributed.broadcast_object_list(answer)
+        return answer[0]
+
+    def _write(self, kind: str, line: str) -> None:
+        with Path(f"{self.files}.{kind}").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def epoch(self, epoch: int, losses: list[float], save: Callable[[list[float]], None]) -> float:
         """Train one epoch, less the steps whose losses are given; `save` is called every `checkpoint_steps`.
@@ -182,14 +195,15 @@ class _Run:
         return torch.stack(losses).sum()
 
     @torch.inference_mode()
-    def validate(self) -> dict[str, float]:
-        """Loss, accuracy, balanced accuracy and fitted temperature of the averaged network on the validation cells."""
+    def validate(self, size_px: int) -> dict[str, float]:
+        """Loss, accuracy, balanced accuracy and fitted temperature of the averaged network on the validation cells, seen at this
+        size."""
         self.averaged.eval()
         if not (num_cells := len(self.val_targets[0])):
             return {"temperature": 1.0}
         mine = np.arange(num_cells)[self.rank :: self.workers]
         parts = []
-        for read in self.val_crops.batches(mine, 64):
+        for read in self.val_crops[size_px].batches(mine, 64):
             crops = torch.from_numpy(read).to(self.device)
             parts.append(self.averaged(crops.permute(0, 3, 1, 2).float() / 255.0)[0].float().cpu())
         own = torch.cat(parts) if parts else torch.zeros(0, len(self.plain.types))
@@ -260,11 +274,13 @@ def train_loop(config: dict[str, Any]) -> None:
 
         loss = run.epoch(epoch, losses, within)
         losses = []
-        row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate()}
+        row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate(run.size_px(epoch))}
         history = [*history, row]
         run.save(row, epoch + 1, losses, history)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
         run.say(f"epoch {epoch + 1}/{run.train.epochs}: {figures}")
+        if run.told_to_stop(row):
+            break
     # Registered, not only reported: the run ends with its last checkpoint.
     ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 

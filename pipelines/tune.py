@@ -6,19 +6,23 @@ data in its name, so a killed search goes on where it stood.
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import optuna
 import pandas as pd
 import yaml
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from pipelines import training
 from pipelines.cells import OVERLAY, split_cells
 from smearline import settings
 from smearline.errors import DataError
 
-TRIALS = OVERLAY.with_name("trials.csv")
+TRIALS, PAGE = OVERLAY.with_name("trials.csv"), OVERLAY.with_name("search.html")
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _METRIC = "val_balanced_accuracy"
 
 
@@ -34,42 +38,120 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
-def search(params: settings.Settings) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The best overlay and a row a trial."""
-    frame = split_cells(params)
+def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
+    """The best overlay, and the study.
+
+    Trials run side by side, `tune.parallel` of them with `tune.workers` each, and are pruned at the median of those before them.
+    A search that was killed goes on: what it was trying is tried again, from its last checkpoint.
+
+    Raises:
+        DataError: there are no validation cells to judge a trial by.
+    """
+    frame, tune = split_cells(params), params.tune
     if not (frame["split"] == "val").any():
         raise DataError("a search is judged on validation cells, and there are none: give split.val more than 0")
     name = training.run_name(frame, params)
     training.RUNS.mkdir(parents=True, exist_ok=True)
+    # Ray is shared by all trials: it starts with room for them.
+    training.start_ray(tune.workers * tune.parallel, params.train.threads_per_worker)
     study = optuna.create_study(
         study_name=name,
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(training.RUNS / f"{name}.study"))),
         direction="maximize",
         load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=tune.unpruned, n_warmup_steps=1),
     )
-    ended = (optuna.trial.TrialState.COMPLETE,)
-    while len(study.get_trials(states=ended)) < params.tune.trials:
-        # A search that goes on draws what comes next, not its first draws again.
-        study.sampler = optuna.samplers.TPESampler(seed=params.tune.seed + len(study.trials))
-        trial = study.ask()
-        overlay = suggest(trial)
-        tried = settings.overlaid(
-            params.model_dump(mode="json"), settings.overlaid({"train": {"epochs": params.tune.epochs}}, overlay)
-        )
-        result = training.fit(frame, settings.check(tried, f"trial {trial.number}"))
-        study.tell(trial, result.history[-1][_METRIC])
-        print(f"trial {trial.number}: {_METRIC} {result.history[-1][_METRIC]:.4f} with {trial.params}", flush=True)
-    best = study.best_trial
-    rows = [{"number": t.number, _METRIC: t.value, **t.params} for t in study.get_trials(states=ended)]
-    return suggest(optuna.trial.FixedTrial(best.params)), pd.DataFrame(rows)  # type: ignore[arg-type]
+    study.set_user_attr("settings", tune.model_dump(mode="json"))
+    for cut_off in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(cut_off.number, state=TrialState.FAIL)
+        study.enqueue_trial(cut_off.params, user_attrs={"again": cut_off.number})
+    lock = threading.Lock()
+
+    def next_trial() -> optuna.Trial | None:
+        with lock:
+            under_way = study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
+            if len(under_way) >= tune.trials:
+                return None
+            # A search that goes on draws what comes next, not its first draws again.
+            study.sampler = optuna.samplers.TPESampler(
+                seed=tune.seed + len(study.trials), constant_liar=tune.parallel > 1
+            )
+            trial = study.ask()
+            trial.set_user_attr("overlay", suggest(trial))
+            return trial
+
+    def work() -> None:
+        while (trial := next_trial()) is not None:
+            try:
+                _run(study, trial, frame, params)
+            except Exception:
+                study.tell(trial, state=TrialState.FAIL)
+                raise
+
+    with ThreadPoolExecutor(tune.parallel) as pool:
+        for slot in [pool.submit(work) for _ in range(tune.parallel)]:
+            slot.result()
+    return study.best_trial.user_attrs["overlay"], study
+
+
+def _run(study: optuna.Study, trial: optuna.Trial, frame: pd.DataFrame, params: settings.Settings) -> None:
+    """Train with what the trial suggests, and tell the study."""
+    tune = params.tune
+    overlay = settings.overlaid(
+        {"train": {"epochs": tune.epochs, "workers": tune.workers}}, trial.user_attrs["overlay"]
+    )
+    tried = settings.check(settings.overlaid(params.model_dump(mode="json"), overlay), f"trial {trial.number}")
+
+    def hopeless(row: dict[str, float]) -> bool:
+        trial.report(row[_METRIC], int(row["epoch"]))
+        return row["epoch"] < tune.epochs and trial.should_prune()
+
+    history = training.fit(frame, tried, hopeless, f"trial {trial.number}: ").history
+    pruned = len(history) < tune.epochs
+    if pruned:
+        study.tell(trial, state=TrialState.PRUNED)  # its value is the last that was reported
+    else:
+        study.tell(trial, history[-1][_METRIC])
+    said = f"pruned after {len(history)} epochs, {_METRIC}" if pruned else _METRIC
+    print(f"trial {trial.number}: {said} {history[-1][_METRIC]:.4f} with {trial.params}", flush=True)
+
+
+def table(study: optuna.Study) -> pd.DataFrame:
+    """A row a trial that ended or was pruned; what is known of another is left out, since it was tried again."""
+    rows = [
+        {
+            "number": t.number,
+            "state": t.state.name.lower(),
+            "epochs": len(t.intermediate_values),
+            _METRIC: t.value,
+            **t.params,
+        }
+        for t in study.get_trials(states=ENDED)
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["number", "state", "epochs", _METRIC])
+
+
+def page(study: optuna.Study) -> str:
+    """Optuna's plots on one page that loads nothing from outside."""
+    plots = [optuna.visualization.plot_optimization_history, optuna.visualization.plot_intermediate_values]
+    done = study.get_trials(states=(TrialState.COMPLETE,))
+    if len(done) > 1 and len({t.value for t in done}) > 1:
+        plots += [optuna.visualization.plot_param_importances, optuna.visualization.plot_slice]
+    figures = [plot(study).to_html(full_html=False, include_plotlyjs=number == 0) for number, plot in enumerate(plots)]
+    return f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Search</title><body>{"".join(figures)}</body></html>'
 
 
 def main() -> None:
     params = settings.load()
     OVERLAY.parent.mkdir(exist_ok=True)
-    overlay, trials = search(params) if params.tune.trials else ({}, pd.DataFrame(columns=["number", _METRIC]))
+    if params.tune.trials:
+        overlay, study = search(params)
+        trials, shown = table(study), page(study)
+    else:
+        overlay, trials, shown = {}, pd.DataFrame(columns=["number", "state", "epochs", _METRIC]), "<p>no trials</p>"
     OVERLAY.write_text(yaml.safe_dump(overlay) if overlay else "{}\n", encoding="utf-8")
     trials.to_csv(TRIALS, index=False)
+    PAGE.write_text(shown, encoding="utf-8")
     print(f"{len(trials)} trials; overlay: {overlay or 'empty'}")
 
 

@@ -76,6 +76,9 @@ class TrainSettings(_Section):
 class TuneSettings(_Section):
     trials: int = Field(ge=0)
     epochs: int = Field(ge=1)
+    parallel: int = Field(ge=1)
+    workers: int = Field(ge=1)
+    unpruned: int = Field(ge=1)
     seed: int
 
 

@@ -13,12 +13,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import psutil
 import pytest
 import torch
 import yaml
 from conftest import CHECKOUT
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from flows.workspace import environment
 from pipelines import adapt, training, tune
@@ -243,23 +246,76 @@ def test_one_worker_and_two_draw_the_same_loss_curve(
     assert one[0]["val_loss"] == pytest.approx(two[0]["val_loss"], rel=0.001)
 
 
-@pytest.mark.mission("tuning runs and is resumed")
-def test_tuning_runs_three_trials_and_goes_on_where_it_stood(
-    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.mission("a search runs its trials side by side, prunes, and goes on after a kill")
+def test_a_search_goes_on_where_it_stood(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tune, "split_cells", lambda _: frame)
     base = parameters(epochs=1).model_dump(mode="json")
-    search = lambda trials: tune.search(  # noqa: E731
-        settings.check(settings.overlaid(base, {"tune": {"trials": trials, "epochs": 1}}), "test")
+    search = lambda trials, **more: tune.search(  # noqa: E731
+        settings.check(
+            settings.overlaid(base, {"tune": {"trials": trials, "epochs": 2, "unpruned": 1, **more}}), "test"
+        )
     )
-    _, first = search(2)
-    overlay, trials = search(3)
-    assert len(trials) == 3
-    assert trials["lr"].tolist()[:2] == first["lr"].tolist(), "the first two were not run again"
+    first = tune.table(search(2)[1])
+    assert first["number"].tolist() == [0, 1]
+    journal = next((tmp_path / training.RUNS).glob("*.study"))
+    study = optuna.load_study(study_name=journal.stem, storage=JournalStorage(JournalFileBackend(str(journal))))
+    cut_off = study.ask(
+        {"lr": optuna.distributions.FloatDistribution(2e-4, 4e-3, log=True)}
+    )  # as a killed search leaves it
+    overlay, study = search(4)
+    trials = tune.table(study)
+    assert len(trials) == 4 and trials["lr"].tolist()[:2] == first["lr"].tolist(), "the first two were not run again"
+    again = [t for t in study.trials if t.user_attrs.get("again") == cut_off.number]
+    assert [t.params["lr"] for t in again] == [cut_off.params["lr"]]
+    assert study.trials[cut_off.number].state.name == "FAIL"
     assert set(overlay["train"]) == {"lr", "weight_decay", "stain_jitter", "balance"}
-    best = trials.loc[trials["val_balanced_accuracy"].idxmax()]
-    assert overlay["train"]["lr"] == pytest.approx(best["lr"])
+    done = trials[trials["state"] == "complete"]
+    best = done.loc[done["val_balanced_accuracy"] == done["val_balanced_accuracy"].max(), "lr"]
+    assert any(overlay["train"]["lr"] == pytest.approx(lr) for lr in best)
+    shown = tune.page(study)
+    assert "Optimization History" in shown and "<script src=" not in shown
+    assert "trial 0: epoch 1/2" in capsys.readouterr().out
+
+
+@pytest.mark.mission("hopeless trials are pruned, and the best is of those that went to their end")
+def test_a_search_prunes_below_the_median(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "split_cells", lambda _: frame)
+    monkeypatch.setattr(training, "start_ray", lambda *_: None)
+
+    def drawn(_: pd.DataFrame, tried: settings.Settings, stop, label: str) -> training.Trained:
+        """A run whose figure at every epoch hangs on its learning rate alone."""
+        history: list[dict[str, float]] = []
+        for epoch in range(1, tried.train.epochs + 1):
+            history.append({"epoch": float(epoch), "val_balanced_accuracy": tried.train.lr * epoch})
+            if stop(history[-1]):
+                break
+        return training.Trained({}, history)
+
+    monkeypatch.setattr(training, "fit", drawn)
+    base = parameters(epochs=1).model_dump(mode="json")
+    given = {"tune": {"trials": 12, "epochs": 5, "unpruned": 3, "parallel": 1}}
+    overlay, study = tune.search(settings.check(settings.overlaid(base, given), "test"))
+    trials = tune.table(study)
+    assert len(trials) == 12 and set(trials["state"]) == {"complete", "pruned"}
+    assert (trials["epochs"] == 5).equals(trials["state"] == "complete")
+    assert overlay["train"]["lr"] == pytest.approx(trials["lr"].max())
+
+
+def test_a_run_ends_where_it_is_told_to(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    asked: list[float] = []
+
+    def after_two(row: dict[str, float]) -> bool:
+        asked.append(row["epoch"])
+        return row["epoch"] >= 2
+
+    history = training.fit(frame, parameters(epochs=40, workers=2), after_two).history
+    assert 2 <= len(history) < 40 and asked[0] == 1
+    assert not list((tmp_path / training.RUNS).glob("*.*")), "a run that has ended leaves nothing behind"
 
 
 @pytest.mark.mission(
