@@ -112,6 +112,23 @@ def adapt(
             print(f"{where.replace('_', ' ')}, {when}: {told}")
 
 
+@app.command("learning-curve")
+def learning_curve(
+    out: Annotated[Path, typer.Option(help="A folder for the page and its figures.")],
+    share: Annotated[
+        list[float] | None, typer.Option(help="Of the training patients, several times; default: 0.125, 0.25, 0.5, 1.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the whole data; a part is trained on for as many steps.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Other patients and another start, so many times.")] = 1,
+) -> None:
+    """How good the recogniser gets with a part of its data, and what more would bring. In a workspace; one training a share."""
+    domain = outside("pipelines.learning_curve")
+    told = domain.learning_curve(out, share or [0.125, 0.25, 0.5, 1], epochs, seeds)
+    for name, words in domain.ERRORS.items():
+        print(domain.sentence(told, name, words))
+    print(f"page: {out / 'learning_curve.html'}")
+
+
 @app.command()
 def label(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet: sha256, and any of type and the characteristics.")],

@@ -24,7 +24,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from flows.workspace import environment
-from pipelines import adapt, training, tune
+from pipelines import adapt, learning_curve, training, tune
 from smearline import dataset, importing, recognition, settings, simulator, sites, sources, splits
 from smearline.errors import DataError
 
@@ -380,3 +380,25 @@ def test_what_is_chosen_goes_by_the_root_of_what_is_seen_and_is_spread():
     assert len(adapt.choose(table, vectors.astype(np.float16), 9999, seed=1)) == len(table)
     with pytest.raises(DataError, match="no cell to choose"):
         adapt.choose(table.iloc[:0], vectors[:0].astype(np.float16), 5, seed=1)
+
+
+@pytest.mark.mission("a learning curve says what more data would bring, and nothing where the error does not fall")
+def test_a_learning_curve(workspace: Path, tmp_path: Path):
+    given = ["--out", str(tmp_path / "curve"), "--epochs", "1", "--share", "0.4", "--share", "1"]
+    said = shell(workspace, sys.executable, "-m", "smearline.cli", "learning-curve", *given)
+    told = json.loads((tmp_path / "curve" / "learning_curve.json").read_text(encoding="utf-8"))
+    part, whole = told["points"]
+    assert 0 < part["cells"] < whole["cells"] and 0 < part["patients"] < whole["patients"]
+    split = pd.read_parquet(workspace / "splits.parquet")["split"]
+    assert whole["cells"] == (split == "train").sum() and told["validation_cells"] == (split == "val").sum()
+    page = (tmp_path / "curve" / "learning_curve.html").read_text(encoding="utf-8")
+    assert "<script src=" not in page and "all cells: wrong" in page and "all cells: wrong" in said
+
+
+def test_what_is_expected_of_more_data_is_the_power_law():
+    cells = np.array([100, 200, 400, 800])
+    table = pd.DataFrame({"share": cells / 800, "cells": cells, "val_accuracy": 1 - 2 * cells**-0.5})
+    found = learning_curve.expected(table, "val_accuracy")
+    assert found is not None and found["exponent"] == pytest.approx(0.5)
+    assert found["error_at_times_the_cells"]["4"] == pytest.approx(2 * 3200**-0.5)
+    assert learning_curve.expected(table.assign(val_accuracy=0.5 - cells / 9000), "val_accuracy") is None
