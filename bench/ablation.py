@@ -1,0 +1,164 @@
+"""What each step of the recipe brings: the recipe with one thing changed, at a quarter of its length, on inner patients alone.
+
+    python -m bench.ablation .work/real-full [--task home|away] [--only NAME ...] [--seeds 3]
+
+home: trained on the training cells of both sites, judged on the validation cells. away: trained on PBC's, judged on JHU's training
+and validation patients over the ten types that both have. No test cell is looked at. A row is written as soon as it is known and is
+not made again (delete bench/results/ablation.json to begin anew). Result: bench/results/ablation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bench import results
+from pipelines import training
+from smearline import dataset, reader, recogniser, settings, vocabulary
+from smearline.recognition import scale_of
+
+QUARTER = {"train": {"epochs": 7, "small_epochs": 5, "small_px": 96}, "image": {"size_px": 128}}
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "the recipe": {},
+    "padding as TensorFlow's": {"model": {"backbone": "tf_efficientnet_lite0"}},
+    "no ImageNet weights": {"model": {"weights": "none"}},
+    "batch normalisation by the batch": {"model": {"frozen_batch_norm": False}},
+    "no stain jitter": {"train": {"stain_jitter": 0.0}},
+    "twice the stain jitter": {"train": {"stain_jitter": 2.0}},
+    "no balancing": {"train": {"balance": 0.0}},
+    "all strata alike": {"train": {"balance": 1.0}},
+    "no label smoothing": {"train": {"label_smoothing": 0.0}},
+    "no averaging of weights": {"train": {"ema_decay": 0.0}},
+    "no characteristics": {"train": {"characteristics_weight": 0.0}},
+    "no small pictures first": {"train": {"epochs": 5, "small_epochs": 0}},
+    "half the learning rate": {"train": {"lr": 3.5e-4}},
+    "twice the learning rate": {"train": {"lr": 1.4e-3}},
+}
+COMMON = ("NEUT_SEG", "NEUT_BAND", "METAMYELO", "MYELO", "PROMYELO", "LYMPH", "MONO", "EOS", "BASO", "NRBC")
+
+
+def logits(
+    state: dict[str, torch.Tensor], types: tuple[str, ...], part: pd.DataFrame, params: settings.Settings
+) -> Any:
+    """N x T of the averaged network."""
+    values = state["characteristics_head.bias"].shape[0]
+    characteristics = {"all": tuple(str(v) for v in range(values))} if values else {}
+    network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
+    network.load_state_dict(state)
+    network.eval()
+    crops = reader.Crops(part, params.image.field_um, params.image.size_px, 2)
+    torch.set_num_threads(2)
+    with torch.inference_mode():
+        found = [
+            network(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255)[0]
+            for batch in crops.batches(np.arange(len(part)), 64)
+        ]
+    return torch.cat(found).numpy()
+
+
+def figures(
+    task: str, state: Any, types: tuple[str, ...], judged: pd.DataFrame, params: settings.Settings
+) -> dict[str, float]:
+    found, told = logits(state, types, judged, params), {}
+    words = vocabulary.load()
+
+    def score(name: str, rows: Any, of: list[int]) -> None:
+        said = [types[of[i]] for i in found[rows][:, of].argmax(axis=1)]
+        labels = judged["true_type"].to_numpy()[rows]
+        right = pd.Series([s in words.children(t) for s, t in zip(said, labels, strict=True)])
+        parents = {c: p for p, children in words.parents.items() for c in children}
+        near = [parents.get(s, s) == parents.get(t, t) for s, t in zip(said, labels, strict=True)]
+        count = pd.Series(labels).value_counts()
+        means = right.groupby(labels).mean()[count[count >= 20].index]
+        told.update(
+            {
+                name: float(right.mean()),
+                f"{name}, balanced": float(means.mean()),
+                f"{name}, parents": float(np.mean(near)),
+            }
+        )
+
+    everything = list(range(len(types)))
+    if task == "home":
+        for site in sorted(judged["site"].unique()):
+            score(site, np.flatnonzero(judged["site"] == site), everything)
+        jhu = np.flatnonzero((judged["site"] == "jhu") & judged["true_type"].notna())
+        blast, column = judged["true_type"].to_numpy()[jhu] == "BLAST", types.index("BLAST")
+        chance = torch.softmax(torch.from_numpy(found[jhu]), 1)[:, column].numpy()
+        ranks = pd.Series(chance).rank().to_numpy()
+        told["blast AUC"] = float((ranks[blast].mean() - (blast.sum() + 1) / 2) / (~blast).sum())
+    else:
+        rows = np.flatnonzero(judged["true_type"].isin(COMMON))
+        score("jhu", rows, [types.index(t) for t in COMMON if t in types])
+    return {name: round(value, 4) for name, value in told.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("--task", choices=["home", "away"], default="home")
+    parser.add_argument("--only", nargs="*", default=list(CHANGES), choices=list(CHANGES), metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    workspace = given.workspace.resolve()
+    frame = dataset.labelled_index(workspace / "data")
+    frame = frame.merge(pd.read_parquet(workspace / "splits.parquet", columns=["sha256", "split"]), on="sha256")
+    frame["scale"] = [scale_of(s, m)[0] for s, m in zip(frame["site"], frame["microns_per_px"], strict=True)]
+    frame = frame[(frame["split"] != "test") & frame["true_type"].notna() & ~frame["conflicted"].astype(bool)]
+    if given.task == "away":
+        frame = frame[frame["site"].isin(["pbc", "jhu"])]
+        frame["split"] = np.where(frame["site"] == "pbc", frame["split"], "judged")
+    judged = frame[frame["split"] == ("val" if given.task == "home" else "judged")].reset_index(drop=True)
+    shown = frame[frame["split"].isin(["train", "val"])].reset_index(drop=True)
+    raw = settings.overlaid(settings.load(workspace / "params.yaml").model_dump(mode="json"), QUARTER)
+    file = results.RESULTS / "ablation.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    for seed in range(given.seeds):
+        for name in given.only:
+            if any((r["task"], r["change"], r["seed"]) == (given.task, name, seed) for r in rows):
+                continue
+            params = settings.check(
+                settings.overlaid(settings.overlaid(raw, CHANGES[name]), {"train": {"seed": seed}}), name
+            )
+            started = time.monotonic()
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                trained = training.fit(shown, params, label=f"{name}, seed {seed}: ")
+            types = reader.trainable(shown[shown["split"] == "train"])[0]
+            row = {
+                "task": given.task,
+                "change": name,
+                "seed": seed,
+                "minutes": round((time.monotonic() - started) / 60, 1),
+            }
+            rows.append(row | figures(given.task, trained.state, types, judged, params))
+            table = pd.DataFrame(rows)
+            summary = {
+                str(task): part.drop(columns=["task", "seed"]).groupby("change").agg(["mean", "count"]).round(4)
+                for task, part in table.groupby("task")
+            }
+            plain = {
+                task: {
+                    change: {
+                        figure: float(line[(figure, "mean")])
+                        for figure in part.columns.levels[0]
+                        if line[(figure, "count")]
+                    }
+                    | {"seeds": int(line[("minutes", "count")])}
+                    for change, line in part.iterrows()
+                }
+                for task, part in summary.items()
+            }
+            results.write("ablation", {"quarter": QUARTER, "mean_over_seeds": plain, "rows": rows}, workspace / "data")
+
+
+if __name__ == "__main__":
+    main()
