@@ -127,11 +127,13 @@ def _take_site(site: str, signed: list[SignedCase], data: Path, there: set[str])
 
 
 def _labels(case: SignedCase) -> Iterator[dict[str, Any]]:
-    """Rows of LABELS: the type of every cell, as confirmed or overridden, and what characteristics the reviewer set."""
+    """Rows of LABELS: the type of every cell, as confirmed or overridden, and what characteristics the reviewer set.
+
+    A cell that the model left unidentified, and to which the reviewer gave no type, gets none by the sign-off."""
     by = {"labelled_by": case.reviewer, "labelled_at": case.signed_at, "role": "reference"}
     by |= {"source": f"review of {case.case_id}", "vocabulary": vocabulary.load().version, "conflicted": False}
     for cell in case.cells:
-        for name, value in {"type": cell.type, **cell.characteristics}.items():
+        for name, value in {**({"type": cell.type} if cell.looked_at else {}), **cell.characteristics}.items():
             yield {"sha256": cell.sha256, "name": name, "value": value, "source_label": value, **by}
 
 

@@ -135,6 +135,9 @@ def _codes(cells: pd.DataFrame, types: tuple[str, ...]) -> NDArray[np.int64]:
 
 def _values(cells: pd.DataFrame) -> Floats:
     confidence = cells[[f"p_{t}" for t in vocabulary.load().types]].to_numpy(float).max(axis=1)
+    if "probability_untempered" in cells:  # a temperature of one site alone would look like drift
+        own = cells["probability_untempered"].to_numpy(float, na_value=np.nan)
+        confidence = np.where(np.isnan(own), confidence, own)
     embedding = np.stack([np.asarray(e, float) for e in cells["embedding"]])
     return np.column_stack([confidence, confidence < UNCERTAIN_BELOW, embedding])
 

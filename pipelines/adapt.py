@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines import calibrate, train_cells, training
 from pipelines.cells import split_cells
-from smearline import dataset, plain_json, reader, settings, splits, vocabulary
+from smearline import confidence, dataset, plain_json, reader, settings, splits, vocabulary
 from smearline.errors import DataError, ModelError
 from smearline.recognition import SEEN_FILE, RecognitionModel, recognise, scale_of
 
@@ -43,58 +43,54 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
             f"there is no {weights}: adapting goes on from a recogniser's weights; name them with --weights"
         )
     before, params = RecognitionModel(model), settings.load()
-    recipe = settings.check(before.card.parameters, f"the parameters of {model}")
+    # What its card does not say, since it is of an older version, is as the workspace has it.
+    raw = settings.overlaid(params.model_dump(mode="json"), before.card.parameters)
+    recipe = settings.check({k: v for k, v in raw.items() if k in settings.Settings.model_fields}, str(model))
     site = dataset.labelled_index(cells)
     site["scale"] = [scale_of(s, m)[0] for s, m in zip(site["site"], site["microns_per_px"], strict=True)]
-    judging = _held_out(site, params.adapt.held_out, params.adapt.seed)
+    labelled = (site["true_type"].notna() & ~site["conflicted"].astype(bool)).to_numpy()
+    seen = _seen(site, before.seen)
+    judging = (splits.places(site, params.adapt.seed) < params.adapt.held_out).to_numpy()
     print(f"recognising {len(site)} cells of {', '.join(sorted(site['site'].unique()))}", flush=True)
     predictions, embeddings = recognise(before, cells)
-    said = predictions.set_index("sha256")["predicted_type"].reindex(site["sha256"])
-    candidates = site["sha256"][~judging & ~site["sha256"].isin(before.seen["sha256"]).to_numpy()]
+    candidates = site["sha256"][~judging & ~seen]
     known = predictions["sha256"].isin(candidates).to_numpy()
     picked = choose(predictions[known].reset_index(drop=True), embeddings[known], budget, params.adapt.seed)
     chosen = site[site["sha256"].isin(picked)]
-    _labelled(chosen, said, out)
+    _labelled(chosen, predictions, out)
 
     home = split_cells(recipe)
     home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
     again = _again(home[home["split"] == "train"], params.adapt.home_cells, params.adapt.seed)
     watched = home[home["split"] == "val"]
     frame = pd.concat([again, watched, chosen.assign(split="train")], ignore_index=True)
-    tried = settings.overlaid(
-        recipe.model_dump(mode="json"),
-        {
-            "model": {"weights": str(weights.resolve())},
-            "train": {
-                "epochs": params.adapt.epochs,
-                "lr": params.adapt.lr,
-                "small_epochs": 0,
-                "seed": params.adapt.seed,
-            },
-        },
-    )
-    recipe = settings.check(tried, "adapt")
+    longer = {"epochs": params.adapt.epochs, "lr": params.adapt.lr, "small_epochs": 0, "seed": params.adapt.seed}
+    over = {"model": {"weights": str(weights.resolve())}, "train": longer}
+    recipe = settings.check(settings.overlaid(recipe.model_dump(mode="json"), over), "adapt")
     print(f"training on {len(chosen)} cells of the new site and {len(again)} of home", flush=True)
     trained = training.fit(frame, recipe)
     unfinished = out.with_name(f"{out.name}.unfinished")
     train_cells.write(trained, frame, recipe, unfinished, out.with_name(f"{out.name}.safetensors"))
-    calibrate.calibrate(unfinished, out, pd.concat([again, watched], ignore_index=True), recipe)
-    _everything_seen(before, out)
+    # The adapted model has also seen what the first one saw.
+    both = pd.concat([pd.read_parquet(unfinished / SEEN_FILE), before.seen], ignore_index=True)
+    both.drop_duplicates("sha256").to_parquet(unfinished / SEEN_FILE, index=False)
+    home_now = pd.concat([again, watched], ignore_index=True)
+    calibrate.calibrate(unfinished, out, home_now, recipe, new=(chosen, cells))
     shutil.rmtree(unfinished)
 
     after = RecognitionModel(out)
-    answers = {"before": said, "after": _answers(after, cells, set(site["sha256"]))}
-    at_home = {
-        name: _answers(m, recipe.data.folder, set(watched["sha256"]))
-        for name, m in (("before", before), ("after", after))
-    }
-    judged = site[judging & site["true_type"].notna() & ~site["conflicted"].astype(bool)]
+    judged = site[judging & labelled & ~seen]
+    there = {"before": predictions, "after": recognise(after, cells)[0]}
+    here = {}
+    if len(watched):
+        keep = set(watched["sha256"])
+        here = {n: recognise(m, recipe.data.folder, keep=keep)[0] for n, m in (("before", before), ("after", after))}
     report = {
         "budget": budget,
         "labelled": len(chosen),
         "chosen": {str(k): int(v) for k, v in chosen["true_type"].value_counts().items()},
-        "new_site": {name: _accuracy(judged, found) for name, found in answers.items()},
-        "home_validation_cells": {name: _accuracy(watched, found) for name, found in at_home.items()},
+        "new_site": {name: _scores(judged, found) for name, found in there.items()},
+        "home_validation_cells": {name: _scores(watched, found) for name, found in here.items()},
     }
     plain_json.write(out / REPORT, plain_json.plain(report))
     return report
@@ -132,58 +128,50 @@ def _quotas(counts: pd.Series, total: int) -> dict[str, int]:
     return {str(kind): number for kind, number in quota.items() if number}
 
 
-def _held_out(site: pd.DataFrame, share: float, seed: int) -> NDArray[np.bool_]:
-    """Whether each cell belongs to a patient (else smear, else is a cell) that judges."""
-    assigned = splits.places(site, seed)
-    return np.asarray(assigned < share)
+def _seen(site: pd.DataFrame, seen: pd.DataFrame) -> NDArray[np.bool_]:
+    """Whether the first model was trained on a cell, or on another of its patient."""
+    patients = pd.MultiIndex.from_frame(seen.loc[seen["patient"].notna(), ["site", "patient"]])
+    of_patient = site["patient"].notna().to_numpy() & site.set_index(["site", "patient"]).index.isin(patients)
+    return np.asarray(site["sha256"].isin(seen["sha256"]).to_numpy() | of_patient)
 
 
-def _labelled(chosen: pd.DataFrame, said: pd.Series, out: Path) -> None:
-    """Raises DataError where a chosen cell has no undisputed label, after listing them."""
+def _labelled(chosen: pd.DataFrame, predictions: pd.DataFrame, out: Path) -> None:
+    """Raises DataError where a chosen cell has no undisputed label, after listing them in a table a site."""
     missing = chosen[chosen["true_type"].isna() | chosen["conflicted"].astype(bool)]
     if missing.empty:
         return
-    table = out.with_name(f"{out.name}.to-label.csv")
-    table.parent.mkdir(parents=True, exist_ok=True)
-    listed = missing[["sha256", "site", "patient", "smear"]].assign(
-        type="", suggested=said[missing["sha256"]].to_numpy()
-    )
-    listed.to_csv(table, index=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    said = predictions.set_index("sha256")["predicted_type"]
+    about = missing[["sha256", "site", "patient", "smear"]].assign(suggested=said[missing["sha256"]].to_numpy())
+    about.to_csv(out.with_name(f"{out.name}.suggested.csv"), index=False)
+    steps = []
+    for name, part in missing.groupby("site"):
+        table = out.with_name(f"{out.name}.to-label-{name}.csv")
+        part[["sha256"]].assign(type="").to_csv(table, index=False)
+        steps.append(f"smearline label {table} --site {name} --by ROLE --supersede --data CELLS")
     raise DataError(
-        f"{len(missing)} of the {len(chosen)} cells that were chosen have no undisputed label; they stand in {table}: fill in the "
-        f"column type, then smearline label {table} --site SITE --by ROLE --data CELLS, and run this again"
+        f"{len(missing)} of the {len(chosen)} cells that were chosen have no undisputed label. Fill in the column type, then "
+        f"{'; '.join(steps)}, and run this again. {out.name}.suggested.csv says what they are taken for"
     )
 
 
 def _again(train: pd.DataFrame, number: int, seed: int) -> pd.DataFrame:
-    """Cells of home, each type and site in proportion to the root of its number."""
-    weights = reader.drawing_weights(train, 0.5)
-    picked = np.random.default_rng(seed).choice(len(train), min(number, len(train)), replace=False, p=weights)
-    return train.iloc[np.sort(picked)]
+    """Cells of home: some of every type, and the others of each type and site in proportion to the root of its number."""
+    first = train.sample(frac=1, random_state=seed).groupby(["site", "true_type"]).head(confidence.LEAST_OF_TYPE)
+    rest = train.drop(first.index)
+    weights = reader.drawing_weights(rest, 0.5) if len(rest) else None
+    more = min(max(0, number - len(first)), len(rest))
+    picked = np.random.default_rng(seed).choice(rest.index, more, replace=False, p=weights)
+    return train.loc[sorted({*first.index, *picked})]
 
 
-def _everything_seen(before: RecognitionModel, out: Path) -> None:
-    """The adapted model has also seen what the first one saw."""
-    path = out / SEEN_FILE
-    seen = pd.concat([pd.read_parquet(path), before.seen], ignore_index=True)
-    seen.drop_duplicates("sha256").to_parquet(path, index=False)
-
-
-def _answers(model: RecognitionModel, cells: Path, keep: set[str]) -> pd.Series:
-    return recognise(model, cells, keep=keep)[0].set_index("sha256")["predicted_type"]
-
-
-def _accuracy(labelled: pd.DataFrame, said: pd.Series) -> dict[str, Any] | None:
-    """Share of right names, a parent's label allowing its children; and the mean over the labels."""
+def _scores(labelled: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any] | None:
+    """Share of right names, a parent's label allowing its children, in all and the mean over the labels; and the share named."""
     if labelled.empty:
         return None
-    words = vocabulary.load()
-    found = said.reindex(labelled["sha256"]).to_numpy()
-    right = pd.Series([s in words.children(t) for s, t in zip(found, labelled["true_type"], strict=True)])
-    by_type = right.groupby(labelled["true_type"].to_numpy()).mean()
-    return {
-        "cells": len(right),
-        "patients": int(labelled["patient"].nunique()),
-        "accuracy": float(right.mean()),
-        "balanced_accuracy": float(by_type.mean()),
-    }
+    words, rows = vocabulary.load(), found.set_index("sha256").loc[labelled["sha256"]]
+    pairs = zip(rows["predicted_type"], labelled["true_type"], strict=True)
+    right = pd.Series([said in words.children(label) for said, label in pairs])
+    told = {"cells": len(right), "patients": int(labelled["patient"].nunique()), "accuracy": float(right.mean())}
+    told |= {"balanced_accuracy": float(right.groupby(labelled["true_type"].to_numpy()).mean().mean())}
+    return told | ({"named": float(rows["named"].mean())} if "named" in rows else {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipelines.cells import MODEL, TRAINED, in_force, split_cells
@@ -13,7 +14,7 @@ from smearline.metrics.blasts import false_alarm_share
 from smearline.recognition import CARD_FILE, RecognitionModel, recognise
 
 _CENTRE = 200
-"""Training cells of a type from which its centre is learned."""
+"""Training cells of a site and type from which its centre is learned."""
 
 
 def main() -> None:
@@ -21,39 +22,59 @@ def main() -> None:
     calibrate(TRAINED, MODEL, split_cells(params), params)
 
 
-def calibrate(trained: Path, out: Path, frame: pd.DataFrame, params: settings.Settings) -> None:
-    """A copy of the model folder with the limits that the validation cells of `frame`, all in the workspace's data, teach."""
+def calibrate(
+    trained: Path,
+    out: Path,
+    frame: pd.DataFrame,
+    params: settings.Settings,
+    new: tuple[pd.DataFrame, Path] | None = None,
+) -> None:
+    """A copy of the model folder with the limits that the validation cells of `frame`, all in the workspace's data, teach.
+
+    Args:
+        new: training cells of another data set, and that data set: they are like what the model has seen, too.
+    """
     model = RecognitionModel(trained)
     types = model.card.types
-    frame = frame[~frame["conflicted"]]
-    taught = frame[(frame["split"] == "train") & frame["true_type"].isin(types)].groupby("true_type").head(_CENTRE)
-    watched = frame[(frame["split"] == "val") & frame["true_type"].notna()]
+    frame = frame[~frame["conflicted"].astype(bool) & frame["true_type"].notna()]
+    train = frame[(frame["split"] == "train") & frame["true_type"].isin(types)]
+    shuffled = train.sample(frac=1, random_state=params.train.seed)
+    taught = shuffled.groupby(["site", "true_type"]).head(_CENTRE)
+    watched = frame[frame["split"] == "val"]
     found = None
     if len(watched):
         predictions, embeddings = recognise(model, params.data.folder, keep={*taught["sha256"], *watched["sha256"]})
         row_of = pd.Series(range(len(predictions)), predictions["sha256"])
-        rows = row_of[watched["sha256"]].to_numpy()
+        rows, vectors = row_of[watched["sha256"]].to_numpy(), [embeddings[row_of[taught["sha256"]].to_numpy()]]
+        if new:
+            answers, found_there = recognise(model, new[1], keep=set(new[0]["sha256"]))
+            vectors.append(found_there)
+            taught = pd.concat([taught, new[0].set_index("sha256").loc[answers["sha256"]].reset_index()])
+        index = pd.Index(types)
         found = confidence.fit(
             predictions[[f"p_{t}" for t in types]].to_numpy("float32")[rows],
             reader.targets(watched, types, {})[0],
+            index.get_indexer(pd.Index(watched["true_type"])),
             list(watched["site"]),
             embeddings[rows],
-            embeddings[row_of[taught["sha256"]].to_numpy()],
-            pd.Index(types).get_indexer(pd.Index(taught["true_type"])),
+            np.concatenate(vectors),
+            index.get_indexer(pd.Index(taught["true_type"])),
             **params.confidence.model_dump(),
         )
     if found and "BLAST" in types:
-        said = predictions["predicted_type"].iloc[rows].eq("BLAST").set_axis(watched.index)
-        above = false_alarm_share(watched["site"], watched["smear"], watched["true_type"].eq("BLAST"), said)
-        found = found.model_copy(update={"blasts_above": above})
+        blasts = false_alarm_share(watched, predictions["predicted_type"].iloc[rows].eq("BLAST").to_numpy(bool))
+        rests_on = (blasts["smears"], blasts["pseudo_smears"])
+        found = found.model_copy(update={"blasts_above": blasts["above"], "blast_free": rests_on})
     shutil.copytree(trained, out, dirs_exist_ok=True)
-    plain_json.write(out / CARD_FILE, model.card.model_copy(update={"confidence": found}).model_dump(mode="json"))
+    used = {**model.card.parameters, "confidence": params.confidence.model_dump(mode="json")}
+    card = model.card.model_copy(update={"confidence": found, "parameters": used})
+    plain_json.write(out / CARD_FILE, card.model_dump(mode="json"))
     if found is None:
-        print("no validation cell is labelled: every cell is named, and nothing is said of how sure that is")
+        print("no validation cell is of a trained type: every cell is named, and nothing is said of how sure that is")
     else:
-        few = [t for t, n in zip(types, found.num_cells, strict=True) if n < 1 / (1 - found.coverage) - 1]
+        few = ", ".join(t for t, n in zip(types, found.num_cells, strict=True) if n < found.fewest)
         print(f"of {len(watched)} validation cells {found.named:.1%} are named, {found.error:.1%} of them wrongly")
-        print(f"temperatures {found.temperatures}; too few cells for a limit of their own: {', '.join(few) or 'none'}")
+        print(f"temperatures {found.temperatures}; too few cells for a limit of their own: {few or 'none'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`smearline learning-curve`: how good the recogniser gets with a part of its data, and so what more data would bring.
 
 Patients (smears or cells, where no patient is known) are left out, not single cells, and the parts lie one within the other. Each
-part is trained on for the same number of steps and judged on the same validation cells; the test cells stay untouched. The
+part is trained on for the same number of steps and judged on the same validation cells, of types that every part teaches; the
+test cells stay untouched. The
 line through the errors is error = a * n ** -b (Hestness 2017, arXiv 1712.00409), drawn on to four times the data where the errors
 fall; it says what to expect if more patients are like those at hand, and nothing else.
 """
@@ -18,7 +19,7 @@ import plotly.graph_objects as plots
 
 from pipelines import training
 from pipelines.cells import in_force, split_cells
-from smearline import plain_json, settings, splits
+from smearline import plain_json, reader, settings, splits, vocabulary
 from smearline.errors import DataError
 
 FURTHER = (2, 4)
@@ -44,9 +45,13 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     watched = frame[frame["split"] == "val"]
     if watched["true_type"].notna().sum() == 0:
         raise DataError("a curve is judged on validation cells, and none is labelled: give split.val more than 0")
+    places = [splits.places(train, params.train.seed + 1000 * (seed + 1)) for seed in range(seeds)]
+    # Judged on what every part was taught: the parts lie one within the other, so the smallest knows the fewest types.
+    taught = set.intersection(*(set(reader.trainable(train[place < min(shares)])[0]) for place in places))
+    words = vocabulary.load()
+    watched = watched[[isinstance(t, str) and set(words.children(t)) <= taught for t in watched["true_type"]]]
     rows = []
-    for seed in range(seeds):
-        place = splits.places(train, params.train.seed + 1000 * (seed + 1))
+    for seed, place in enumerate(places):
         for share in sorted(shares):
             part = train[place < share] if share < 1 else train
             # As many steps as the whole data take; the types are those of the part.

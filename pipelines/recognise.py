@@ -47,7 +47,7 @@ class RecogniseShard:
         if (first := next(tables, None)) is not None:  # else every image of the shard is deleted
             whole = self.out / shard.name
             unfinished = whole.with_name(f".{whole.name}.{os.getpid()}.unfinished")
-            schema = first.schema.with_metadata({MODEL_KEY: self.model.embedding_version, CELLS_KEY: str(self.cells)})
+            schema = first.schema.with_metadata({MODEL_KEY: self.model.version, CELLS_KEY: str(self.cells)})
             with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
                 waiting = [first]
                 for table in chain(tables, [None]):
@@ -103,7 +103,7 @@ def _recognise(
         by, of = told.get(MODEL_KEY, b"").decode(), told.get(CELLS_KEY, b"").decode()
         if of not in ("", str(cells.absolute())):
             raise DataError(f"{path} holds cells of another data set ({of}); give another --out, or remove it")
-        if by != loaded.embedding_version:
+        if by != loaded.version:
             raise DataError(f"{path} was made by another model ({by or 'unknown'}); give another --out, or remove it")
     names, gone = {shard.name for shard in shards}, pa.array(dataset.deleted(cells), pa.string())
     for path in before:  # of a shard that was compacted, or with an image that was deleted since

@@ -96,7 +96,7 @@ def fit(
         saved = torch.load(Path(folder) / training_loop.STATE_FILE, map_location="cpu", weights_only=True)
     shutil.rmtree(storage / name, ignore_errors=True)
     for left in storage.glob(f"{name}.*"):
-        left.unlink()
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     return Trained(saved["averaged"], saved["history"])
 
 

@@ -94,8 +94,9 @@ class _Run:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _warmup_cosine(total, self.train.warmup))
 
     def size_px(self, epoch: int) -> int:
-        """The side of the crops of this epoch."""
-        return self.train.small_px if epoch < self.train.small_epochs else self.params.image.size_px
+        """The side of the crops of this epoch; after the last one, that of the service."""
+        small = epoch < min(self.train.small_epochs, self.train.epochs)
+        return self.train.small_px if small else self.params.image.size_px
 
     def batches(self, epoch: int, first: int) -> Iterator[_Batch]:
         """This rank's part of every batch from step `first` on; the next ones are read meanwhile.
@@ -226,7 +227,7 @@ class _Run:
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
         made = None
         if self.rank == 0:
-            folder = Path(tempfile.mkdtemp())
+            folder = Path(tempfile.mkdtemp(prefix=f"{Path(self.files).name}.", dir=Path(self.files).parent))
             torch.save(self.state(epoch, losses, history), folder / STATE_FILE)
             made = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(
@@ -274,7 +275,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
         loss = run.epoch(epoch, losses, within)
         losses = []
-        row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate(run.size_px(epoch))}
+        row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate(run.size_px(epoch + 1))}
         history = [*history, row]
         run.save(row, epoch + 1, losses, history)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")

@@ -48,8 +48,8 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
         DataError: there are no validation cells to judge a trial by.
     """
     frame, tune = split_cells(params), params.tune
-    if not (frame["split"] == "val").any():
-        raise DataError("a search is judged on validation cells, and there are none: give split.val more than 0")
+    if frame.loc[frame["split"] == "val", "true_type"].isna().all():
+        raise DataError("a search is judged on validation cells, and none is labelled: give split.val more than 0")
     name = training.run_name(frame, params)
     training.RUNS.mkdir(parents=True, exist_ok=True)
     # Ray is shared by all trials: it starts with room for them.
@@ -97,9 +97,9 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
 def _run(study: optuna.Study, trial: optuna.Trial, frame: pd.DataFrame, params: settings.Settings) -> None:
     """Train with what the trial suggests, and tell the study."""
     tune = params.tune
-    overlay = settings.overlaid(
-        {"train": {"epochs": tune.epochs, "workers": tune.workers}}, trial.user_attrs["overlay"]
-    )
+    small = round(params.train.small_epochs * tune.epochs / params.train.epochs)
+    shorter = {"train": {"epochs": tune.epochs, "small_epochs": small, "workers": tune.workers}}
+    overlay = settings.overlaid(shorter, trial.user_attrs["overlay"])
     tried = settings.check(settings.overlaid(params.model_dump(mode="json"), overlay), f"trial {trial.number}")
 
     def hopeless(row: dict[str, float]) -> bool:
@@ -108,6 +108,7 @@ def _run(study: optuna.Study, trial: optuna.Trial, frame: pd.DataFrame, params: 
 
     history = training.fit(frame, tried, hopeless, f"trial {trial.number}: ").history
     pruned = len(history) < tune.epochs
+    trial.set_user_attr("epochs", len(history))
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)  # its value is the last that was reported
     else:
@@ -122,7 +123,7 @@ def table(study: optuna.Study) -> pd.DataFrame:
         {
             "number": t.number,
             "state": t.state.name.lower(),
-            "epochs": len(t.intermediate_values),
+            "epochs": t.user_attrs.get("epochs"),
             _METRIC: t.value,
             **t.params,
         }

@@ -78,6 +78,8 @@ class SignedCell:
     overridden: bool
     characteristics: Mapping[str, str] = field(default_factory=dict)
     """Those that the reviewer set: what nobody looked at is no label."""
+    looked_at: bool = True
+    """False where the model left the cell unidentified, and the reviewer gave it no type: a sign-off makes no label of it."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,8 @@ class CaseStore:
             named = dict(said.get(cell.sha256, {}))
             final = named.pop("type", cell.predicted_type)
             named = {n: v for n, v in named.items() if final in words[n].applies_to}
-            cells.append(SignedCell(cell.sha256, final, final != cell.predicted_type, named))
+            looked_at = "type" in said.get(cell.sha256, {}) or getattr(cell, "named", None) is not False
+            cells.append(SignedCell(cell.sha256, final, final != cell.predicted_type, named, looked_at))
         counts = [_table(a["counts"]) for a in answers if a["counts"]]
         own = next((a["diagnosis"] for a in reversed(answers) if a["kind"] == "diagnose"), None)
         final = said.get(None, {}).get("diagnosis", own)

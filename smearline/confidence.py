@@ -52,9 +52,16 @@ class Confidence(BaseModel):
     """Share of the validation cells that are named."""
     centres: tuple[tuple[float, ...] | None, ...]
     whitening: tuple[tuple[float, ...], ...]
-    """E x E: the distance is the length of (embedding - centre) @ whitening."""
+    """E x E: the distance is the length of (embedding - centre) @ whitening; empty where no type has a centre."""
     blasts_above: float | None = None
     """A smear with a larger share of cells called blasts is flagged (metrics.blasts.false_alarm_share)."""
+    blast_free: tuple[int, int] = (0, 0)
+    """Smears and pseudo-smears without blasts on which that rests."""
+
+    @property
+    def fewest(self) -> int:
+        """Validation cells that a type needs for a limit of its own."""
+        return int(np.ceil(1 / (1 - self.coverage) - 1 - 1e-9))
 
     def judge(
         self, types_NT: NDArray[np.float32], embedding_NE: NDArray[np.float32], sites: Sequence[str]
@@ -67,6 +74,8 @@ class Confidence(BaseModel):
         return calibrated.astype(np.float32), in_set, far, (calibrated.max(axis=1) >= self.named_from) & (far <= 1)
 
     def _distance(self, embedding_NE: NDArray[np.float32]) -> Floats:
+        if not self.whitening:
+            return np.zeros(len(embedding_NE))
         centres = np.array([c for c in self.centres if c is not None])
         away = (embedding_NE.astype(float)[:, None] - centres) @ np.array(self.whitening)
         nearest: Floats = np.sqrt((away**2).sum(axis=2)).min(axis=1)
@@ -76,6 +85,7 @@ class Confidence(BaseModel):
 def fit(
     types_NT: NDArray[np.float32],
     allowed_NT: Bools,
+    label_N: NDArray[np.int64],
     sites: Sequence[str],
     embedding_NE: NDArray[np.float32],
     taught_ME: NDArray[np.float32],
@@ -85,35 +95,37 @@ def fit(
     max_error: float,
     typical: float,
 ) -> Confidence | None:
-    """Learn from N validation cells, and from the embeddings of M training cells and their types (indices).
+    """Learn from N labelled validation cells, and from the embeddings of M training cells and their types (indices).
 
     Args:
-        allowed_NT: what each validation cell's label allows: one type, or a parent's children.
+        allowed_NT: what each cell's label allows: one type, or a parent's children; nothing where its type was not trained, so that
+            whatever it is called is wrong.
+        label_N: the index of the label among the types; -1 for a parent's, or an untrained type's.
         max_error: share of wrong names among those named that is aimed at.
 
     Returns:
-        None where no validation cell is labelled.
+        None where there is no cell of a trained type.
     """
-    labelled = allowed_NT.any(axis=1)
-    if not labelled.any():
+    known = allowed_NT.any(axis=1)
+    if not known.any():
         return None
     site_N = np.array(sites)
     temperatures = {
         str(site): _temperature(types_NT[here], allowed_NT[here])
-        for site in np.unique(site_N[labelled])
-        if (here := labelled & (site_N == site)).sum() >= LEAST_OF_SITE
+        for site in np.unique(site_N[known])
+        if (here := known & (site_N == site)).sum() >= LEAST_OF_SITE
     }
     found = _tempered(types_NT, np.array([temperatures.get(s, 1.0) for s in sites])[:, None])
-    single = allowed_NT.sum(axis=1) == 1
     limits, numbers = [], []
     for t in range(types_NT.shape[1]):
-        own = np.sort(found[single & allowed_NT[:, t], t])
+        own = np.sort(found[label_N == t, t])
         limits.append(_lowest(own, coverage))
         numbers.append(len(own))
-    together = _lowest(np.sort(found[single][allowed_NT[single]]), coverage) or 0.0
+    single = np.flatnonzero(label_N >= 0)
+    together = _lowest(np.sort(found[single, label_N[single]]), coverage) or 0.0
     centres, whitening, far = _centres(embedding_NE, taught_ME, taught_M, types_NT.shape[1], typical)
     right = allowed_NT[np.arange(len(found)), found.argmax(axis=1)]
-    usual = labelled & (far <= 1)
+    usual = far <= 1
     named_from, error, named = _limit(found.max(axis=1)[usual], right[usual], max_error)
     return Confidence(
         coverage=coverage,
@@ -122,7 +134,7 @@ def fit(
         num_cells=tuple(numbers),
         named_from=named_from,
         error=error,
-        named=named * float(usual.sum() / labelled.sum()),
+        named=named * float(usual.mean()),
         centres=centres,
         whitening=whitening,
     )
@@ -164,7 +176,7 @@ def _limit(sure_N: Floats, right_N: Bools, max_error: float) -> tuple[float, flo
 def _lowest(sorted_N: Floats, coverage: float) -> float | None:
     """The k-th smallest of n with k = (1 - coverage) (n + 1) rounded down: a further exchangeable one lies below it with a
     chance of at most k / (n + 1). None where n is too small for any."""
-    k = int(np.floor((1 - coverage) * (len(sorted_N) + 1)))
+    k = int(np.floor((1 - coverage) * (len(sorted_N) + 1) + 1e-9))
     return _rounded_down(float(sorted_N[k - 1])) if k else None
 
 
@@ -188,6 +200,8 @@ def _centres(
         taught[taught_M == t].mean(axis=0) if (taught_M == t).sum() >= LEAST_OF_TYPE else None for t in range(num_types)
     ]
     known = np.array([t for t, m in enumerate(mean) if m is not None])
+    if not len(known):
+        return (None,) * num_types, (), np.zeros(len(embedding_NE))
     centre = np.array([mean[t] for t in known])
     rest = np.concatenate([taught[taught_M == t] - mean[t] for t in known])
     values, vectors = np.linalg.eigh(ledoit_wolf(rest, assume_centered=True)[0])

@@ -107,7 +107,9 @@ def adapt(
     for where in ("new_site", "home_validation_cells"):
         for when, figures in found[where].items():
             told = (
-                "no labelled cell judges" if figures is None else ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+                "no labelled cell judges"
+                if figures is None
+                else ", ".join(f"{k} {round(v, 4):,}" for k, v in figures.items())
             )
             print(f"{where.replace('_', ' ')}, {when}: {told}")
 

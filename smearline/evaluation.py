@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ def evaluate(
         "num_cells_conflicted": int(labelled["conflicted"].sum()),
         "data_digest": dataset.digest(judged),
         "coverage": limits and limits.coverage,
+        "limits_in_common": [t for t, n in zip(model.card.types, limits.num_cells, strict=True) if n < limits.fewest]
+        if limits
+        else [],
+        "blast_free": list(limits.blast_free) if limits else [0, 0],
         "model": {k: v for k, v in model.card.model_dump(mode="json").items() if k not in ("parameters", "confidence")},
     }
     for old in ("metrics.json", "headline.json", "evaluation.html", SUSPECTS):
@@ -86,7 +90,7 @@ def evaluate(
     )
     plain_json.write(out / "metrics.json", figures)
     plain_json.write(out / "headline.json", metrics.headline(figures))
-    wrong = _wrong(judged)
+    wrong = _wrong(judged, model.card.types)
     suspects = wrong[(wrong["probability"] >= _SUSPECT) & wrong.get("named", True)]
     suspects[["sha256", "site", "smear", "true_type", "predicted_type", "probability"]].to_csv(
         out / SUSPECTS, index=False
@@ -96,10 +100,11 @@ def evaluate(
     return figures
 
 
-def _wrong(judged: pd.DataFrame) -> pd.DataFrame:
-    """The wrong answers, surest first, with their probability."""
+def _wrong(judged: pd.DataFrame, trained: Sequence[str]) -> pd.DataFrame:
+    """The wrong answers, surest first, with their probability; of labels that the model could have given."""
     words = vocabulary.load()
-    allowed = [words.children(t) if isinstance(t, str) else () for t in judged["true_type"]]
+    of_label = {t: set(words.children(t)) & set(trained) for t in judged["true_type"].dropna().unique()}
+    allowed = [of_label.get(t, set()) for t in judged["true_type"]]
     wrong = judged[[bool(a) and p not in a for a, p in zip(allowed, judged["predicted_type"], strict=True)]]
     wrong = wrong.assign(probability=wrong[[f"p_{t}" for t in words.types]].max(axis=1))
     return wrong.sort_values(["probability", "sha256"], ascending=[False, True])

@@ -58,7 +58,7 @@ def fold(network: nn.Module, sample: Tensor) -> int:
         network: not yet in DDP. sample: an input that it takes, to see what follows what.
     """
     made: dict[int, nn.Module] = {}
-    pairs: list[tuple[nn.Module, nn.Module]] = []
+    pairs: list[tuple[nn.Module, Any]] = []
     kept: list[Tensor] = []  # so that no id is used twice
 
     def after(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
@@ -68,20 +68,28 @@ def fold(network: nn.Module, sample: Tensor) -> int:
         elif id(given[0]) in made:
             pairs.append((made[id(given[0])], module))
 
-    hooks = [m.register_forward_hook(after) for m in network.modules() if isinstance(m, nn.Conv2d | _Norm)]
+    seen = [m for m in network.modules() if isinstance(m, nn.Conv2d) or (isinstance(m, _Norm) and m.affine)]
+    hooks = [m.register_forward_hook(after) for m in seen]
     was_training = network.training
     network.eval()
     with torch.no_grad():
-        before = network(sample)
+        network(sample)
         for hook in hooks:
             hook.remove()
+        weights = [norm.weight.clone() for _, norm in pairs]
+        for _, norm in pairs:  # a norm that does nothing yet would hide what a convolution's other readers get
+            norm.weight.mul_(1.05)
+        before = network(sample)
         for convolution, norm in pairs:
             convolution.__dict__["folded"] = (norm,)  # in a tuple: no submodule of it, and copied with the network
             _become(convolution, _forward_convolution)
             _become(norm, _forward_norm)
+        folded = len(pairs)
         if not torch.allclose(network(sample), before, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
             for module in (m for pair in pairs for m in pair):
-                module.__class__ = type(module).plain  # type: ignore[attr-defined]
-            pairs = []
+                module.__class__ = type(module).plain  # type: ignore[union-attr]
+            folded = 0
+        for (_, norm), weight in zip(pairs, weights, strict=True):
+            norm.weight.copy_(weight)
     network.train(was_training)
-    return len(pairs)
+    return folded

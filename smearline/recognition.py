@@ -98,6 +98,12 @@ class RecognitionModel:
         """Of the projection and of the network under it: embeddings of two versions are never compared."""
         return f"{self.card.embedding}/{hashlib.sha256((self.folder / ONNX_FILE).read_bytes()).hexdigest()[:12]}"
 
+    @cached_property
+    def version(self) -> str:
+        """Of everything that an answer hangs on: the network and the card."""
+        files = (self.folder / name for name in (ONNX_FILE, CARD_FILE))
+        return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()[:16]
+
     def prepare(self, data: bytes, microns_per_px: float) -> NDArray[np.uint8]:
         """Image bytes to the network's input (size_px x size_px x 3, uint8). Raises ImageError."""
         return prepare(data, microns_per_px, self.card.field_um, self.card.size_px)
@@ -208,7 +214,8 @@ def table_of(
 ) -> pa.Table:
     """One row a cell: the answer in the vocabulary's terms, and what its crop says of the staining and the optics.
 
-    With a `confidence` in the card the probabilities are calibrated, and there are type_set (types, by spaces), unlike (a distance;
+    `probability_untempered` is the network's own of the type named, comparable from site to site. With a `confidence` in the
+    card the probabilities p_ are calibrated by site, and there are type_set (types, by spaces), unlike (a distance;
     beyond 1 the cell is unlike what was trained on) and named (False: unidentified, whatever predicted_type suggests).
 
     Arrow, since a pandas frame of so many columns takes longer to make for one cell than the network takes.
@@ -220,7 +227,7 @@ def table_of(
     """
     text = pa.string()
     found = {name: pa.array([r[name] for r in metadata], text) for name in ("sha256", "site", "patient", "smear")}
-    judged: dict[str, pa.Array] = {}
+    judged = {"probability_untempered": pa.array(types.max(axis=1))}
     if card.confidence:
         types, in_set, distance, named = card.confidence.judge(types, embedding, [r["site"] for r in metadata])
         sets = [" ".join(t for t, inside in zip(card.types, row, strict=True) if inside) for row in in_set]
@@ -236,8 +243,8 @@ def table_of(
         found[f"c_{name}"] = pa.array([of_name[i] for i in part.argmax(axis=1)], text)
         found |= {f"p_{name}_{value}": pa.array(part[:, i]) for i, value in enumerate(of_name)}
         start += len(of_name)
-    found |= judged
     found["scale_assumed"] = pa.array([r["scale_assumed"] for r in metadata], pa.bool_())
+    found |= judged
     # What cannot be measured on a crop is null.
     measured = staining.measure(crops, card.field_um / card.size_px)
     found |= {name: pa.array(column, from_pandas=True) for name, column in measured.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from smearline.metrics.cells import codes, probabilities, trained_types
 from smearline.metrics.intervals import auc, exact_bounds, share
@@ -32,36 +33,50 @@ def score_blasts(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
 PSEUDO_CELLS = 100
 
 
-def false_alarm_share(site_N: pd.Series, smear_N: pd.Series, true_N: pd.Series, said_N: pd.Series) -> float | None:
+def false_alarm_share(cells: pd.DataFrame, said_N: NDArray[np.bool_]) -> Json:
     """The largest share of cells called blasts on a smear without a labelled one: a smear with more is flagged.
 
-    Of smears with `PSEUDO_CELLS` / 2 cells and more; cells of a site without smears are cut into pseudo-smears. To be learned on
-    patients that do not judge it. None where every smear has blasts.
+    Of smears with `PSEUDO_CELLS` / 2 cells and more. Cells of sites without smears are cut into hundreds in the order of their
+    digests, as `score_pseudo_smears` cuts them. To be learned on patients that do not judge it.
 
     Args:
-        true_N, said_N: whether a cell is labelled, and called, a blast.
+        cells: sha256, site, smear, true_type; labelled. said_N: whether each is called a blast.
+
+    Returns:
+        `above` (null where every smear has blasts), and the numbers of `smears` and `pseudo_smears` that it rests on.
     """
-    smear = smear_N.where(
-        smear_N.notna(), "pseudo-smear " + (site_N.groupby(site_N).cumcount() // PSEUDO_CELLS).astype(str)
-    )
-    free = pd.DataFrame({"true": true_N, "said": said_N}).groupby([site_N, smear]).agg(["sum", "size"])
-    free = free[(free["true", "sum"] == 0) & (free["true", "size"] >= PSEUDO_CELLS // 2)]
-    return float((free["said", "sum"] / free["said", "size"]).max()) if len(free) else None
+    frame = cells[["sha256", "site", "smear"]].assign(true=(cells["true_type"] == BLAST).to_numpy(bool), said=said_N)
+    loose = frame["smear"].isna()
+    known = frame[~loose].groupby(["site", "smear"])[["true", "said"]].agg(["sum", "size"])
+    free = known[(known["true", "sum"] == 0) & (known["true", "size"] >= PSEUDO_CELLS // 2)]
+    shares = list(free["said", "sum"] / free["said", "size"])
+    hundreds = _hundreds(frame[loose & ~frame["true"]])
+    apart = [share for of_site in hundreds.values() for share in of_site]
+    above = max([*shares, *apart], default=None)
+    return {"above": None if above is None else float(above), "smears": len(shares), "pseudo_smears": len(apart)}
+
+
+def _hundreds(free: pd.DataFrame) -> dict[str, list[float]]:
+    """Site to the share called blasts (`said`) in each hundred of its cells, in the order of their digests."""
+    found = {}
+    for site, part in free.sort_values("sha256").groupby("site"):
+        said = part["said"].to_numpy(bool)
+        whole = len(said) // PSEUDO_CELLS * PSEUDO_CELLS
+        if whole:
+            found[str(site)] = [float(share) for share in said[:whole].reshape(-1, PSEUDO_CELLS).mean(axis=1)]
+    return found
 
 
 def score_pseudo_smears(cells: pd.DataFrame, flag_above: float) -> Json:
     """Of sites without smears: cells without a blast's label, cut into pseudo-smears, and how many of them are flagged.
 
     Another laboratory's cells of one label each: they say how often it calls blasts where there are none, no specificity."""
-    found: Json = {}
     free = cells[cells["smear"].isna() & (cells["label"] != codes().codes.index(BLAST))]
-    for site, part in free.groupby("site"):
-        said = (part["predicted"] == codes().types.index(BLAST)).to_numpy()
-        whole = len(said) // PSEUDO_CELLS * PSEUDO_CELLS
-        if whole:
-            share_S = said[:whole].reshape(-1, PSEUDO_CELLS).mean(axis=1)
-            found[str(site)] = {"smears": len(share_S), "flagged": int((share_S > flag_above).sum())}
-    return found
+    said = free["predicted"] == codes().types.index(BLAST)
+    return {
+        site: {"smears": len(shares), "flagged": sum(share > flag_above for share in shares)}
+        for site, shares in _hundreds(free[["sha256", "site"]].assign(said=said)).items()
+    }
 
 
 def score_smears(cells: pd.DataFrame, rng: np.random.Generator, flag_above: float | None = None) -> Json:

@@ -28,6 +28,7 @@ def fitted(num: int = 2000, sharp: float = 1.0, **given) -> confidence.Confidenc
     made = confidence.fit(
         said,
         allowed,
+        kind,
         ["a"] * num,
         embedding,
         embedding,
@@ -94,6 +95,7 @@ def test_a_type_with_few_cells_shares_the_limit_of_all():
     made = confidence.fit(
         said[keep],
         allowed[keep],
+        kind[keep],
         ["a"] * len(keep),
         embedding[keep],
         embedding,
@@ -110,13 +112,12 @@ def test_a_type_with_few_cells_shares_the_limit_of_all():
 
 def test_parents_and_no_labels():
     said, allowed, embedding, kind = drawn(100, 7)
-    assert confidence.fit(
-        said, np.zeros_like(allowed), ["a"] * 100, embedding, embedding, kind, coverage=0.9, max_error=0.1, typical=0.99
-    ) is None  # fmt: skip
+    given = {"coverage": 0.9, "max_error": 0.1, "typical": 0.99}
+    nothing, no_label = np.zeros_like(allowed), np.full(100, -1)
+    assert confidence.fit(said, nothing, no_label, ["a"] * 100, embedding, embedding, kind, **given) is None
     allowed[:, :2] = allowed[:, :2].any(axis=1, keepdims=True)  # types 0 and 1 are known as their parent alone
-    made = confidence.fit(
-        said, allowed, ["a"] * 100, embedding, embedding, kind, coverage=0.9, max_error=0.1, typical=0.99
-    )
+    label = np.where(kind < 2, -1, kind)
+    made = confidence.fit(said, allowed, label, ["a"] * 100, embedding, embedding, kind, **given)
     assert made is not None and made.num_cells[:2] == (0, 0)
 
 
@@ -124,3 +125,36 @@ def test_risk_falls_with_what_is_left_out():
     answered, risk = confidence.risk_by_coverage(np.array([0.5, 0.9, 0.7, 0.8]), np.array([False, True, False, True]))
     assert answered.tolist() == [0.25, 0.5, 0.75, 1.0]
     np.testing.assert_allclose(risk, [0, 0, 1 / 3, 0.5])
+
+
+def test_cells_of_a_type_that_was_not_trained_are_wrong_whatever_they_are_called():
+    said, allowed, embedding, kind = drawn(1000, 8)
+    strange = np.arange(1000) < 200
+    said[strange] = [0.97, 0.01, 0.01, 0.01]
+    allowed[strange], label = False, np.where(strange, -1, kind)
+    made = confidence.fit(
+        said, allowed, label, ["a"] * 1000, embedding, embedding, kind, coverage=0.9, max_error=0.05, typical=1.0
+    )
+    assert made is not None and made.error > 0.05 and made.named >= 0.49
+    assert sum(made.num_cells) == 800
+
+
+def test_without_centres_nothing_is_unlike():
+    said, allowed, embedding, kind = drawn(100, 9)
+    made = confidence.fit(
+        said, allowed, kind, ["a"] * 100, embedding, embedding[:3], kind[:3], coverage=0.9, max_error=0.1, typical=0.99
+    )
+    assert made is not None and made.whitening == () and (made.judge(said, embedding, ["a"] * 100)[2] == 0).all()
+
+
+def test_nine_cells_are_enough_for_ninety_in_a_hundred():
+    said, allowed, embedding, kind = drawn(300, 10)
+    keep = np.concatenate([np.flatnonzero(kind == 0)[:9], np.flatnonzero(kind == 1)[:8], np.flatnonzero(kind > 1)])
+    made = confidence.fit(
+        said[keep], allowed[keep], kind[keep], ["a"] * len(keep), embedding[keep], embedding, kind, coverage=0.9, max_error=0.1,
+        typical=0.99,
+    )  # fmt: skip
+    assert made is not None and made.fewest == 9
+    calibrated = made.judge(said[keep], embedding[keep], ["a"] * len(keep))[0]
+    assert made.limits[0] == pytest.approx(calibrated[:9, 0].min(), abs=1e-5)
+    assert made.limits[1] != pytest.approx(calibrated[9:17, 1].min(), abs=1e-5)

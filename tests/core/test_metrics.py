@@ -202,11 +202,10 @@ def test_a_smear_is_flagged_beyond_the_limit_and_pseudo_smears_are_counted_apart
     frame = pd.concat([known, apart.assign(site="beta")], ignore_index=True)
     frame["sha256"] = [f"{i:064x}" for i in range(len(frame))]
     says = frame["predicted_type"] == "BLAST"
-    of_known = (frame["site"][:150], frame["smear"][:150], frame["true_type"][:150] == "BLAST", says[:150])
-    assert false_alarm_share(*of_known) == pytest.approx(0.06)
-    assert false_alarm_share(frame["site"], frame["smear"], frame["true_type"] == "BLAST", says) == 1.0, (
-        "the last 50 of beta"
-    )
+    assert false_alarm_share(frame[:150], says[:150].to_numpy()) == {"above": 0.06, "smears": 1, "pseudo_smears": 0}
+    assert false_alarm_share(frame[50:150], says[50:150].to_numpy())["above"] is None, "every smear has blasts"
+    found = false_alarm_share(frame, says.to_numpy())
+    assert found == {"above": 0.06, "smears": 1, "pseudo_smears": 2}, "the last 50 of beta are no hundred"
     found = scored(frame, flag_above=0.03)["blast"]
     assert (found["smears"]["any_blast_flagged"]["smears"], found["smears"]["any_blast_flagged"]["value"]) == (2, 1.0)
     assert (found["smears"]["no_blast_flagged"]["smears"], found["smears"]["no_blast_flagged"]["value"]) == (1, 1.0)

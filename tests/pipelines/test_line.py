@@ -360,9 +360,13 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(workspace:
     command = [sys.executable, "-m", "smearline.cli", *given]
     refused = subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True)
     assert refused.returncode == 2 and "12 of the 12 cells" in refused.stderr
-    listed = pd.read_csv(tmp_path / "other.to-label.csv")
+    table = tmp_path / "other.to-label-sim_east.csv"
+    listed = pd.read_csv(table, dtype=str, keep_default_na=False)
     assert set(listed["sha256"]) == set(chosen["sha256"]), "the same cells are chosen, labelled or not"
-    assert listed["suggested"].notna().all() and listed["type"].isna().all()
+    assert set(pd.read_csv(tmp_path / "other.suggested.csv")["sha256"]) == set(listed["sha256"])
+    listed.assign(type=chosen.set_index("sha256")["true_type"][listed["sha256"]].to_numpy()).to_csv(table, index=False)
+    given = ["label", str(table), "--site", "sim_east", "--by", "expert", "--supersede", "--data", str(cells)]
+    assert "12 labels taken" in shell(workspace, sys.executable, "-m", "smearline.cli", *given)
 
 
 def test_what_is_chosen_goes_by_the_root_of_what_is_seen_and_is_spread():
