@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from smearline.images import UInt8Array
 from smearline.recognition import RecognitionModel
@@ -28,12 +27,29 @@ def maps(model: RecognitionModel, crops_BHWC: UInt8Array, types: Sequence[str]) 
     return np.concatenate([p[np.arange(len(p)), column[s : s + len(p)]] for s, p in zip(starts, parts, strict=True)])
 
 
-def overlay(crop_HWC: UInt8Array, map_hw: NDArray[np.float32]) -> UInt8Array:
-    """The crop with what speaks for the type in yellow, strongest where the map is highest; what speaks against it is left."""
+def overlay(crop_HWC: UInt8Array, map_hw: NDArray[np.float32], map_px: tuple[float, float] | None = None) -> UInt8Array:
+    """The crop with what speaks for the type in yellow, strongest where the map is highest; what speaks against it is left.
+
+    Args:
+        map_px: the card's; without it the map is taken for a smaller picture of the crop.
+    """
     weight = np.maximum(map_hw, 0)
     weight = weight / weight.max() if weight.max() > 0 else weight
-    height, width = crop_HWC.shape[:2]
-    large = np.asarray(Image.fromarray(weight.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-    share = _STRENGTH * np.clip(large, 0, 1)[:, :, None]
+    for axis in (0, 1):
+        weight = _along(weight, axis, crop_HWC.shape[axis], map_px)
+    share = _STRENGTH * weight[:, :, None]
     found: UInt8Array = (crop_HWC * (1 - share) + _TINT * share).round().astype(np.uint8)
     return found
+
+
+def _along(
+    weight: NDArray[np.float32], axis: int, size: int, map_px: tuple[float, float] | None
+) -> NDArray[np.float32]:
+    """Linear between the places, and the nearest place's value beyond the last."""
+    places = weight.shape[axis]
+    first, step = map_px or (size / places / 2, size / places)
+    at = np.clip((np.arange(size) + 0.5 - first) / step, 0, places - 1)
+    low = np.minimum(np.floor(at).astype(int), max(places - 2, 0))
+    share = (at - low).reshape([-1, 1] if axis == 0 else [1, -1])
+    below, above = (np.take(weight, np.minimum(low + i, places - 1), axis=axis) for i in (0, 1))
+    return np.asarray(below * (1 - share) + above * share)

@@ -127,7 +127,9 @@ def _examples(
     maps = activation.maps(model, seen, list(chosen["predicted_type"]))
     return [
         evaluation_page.ErrorExample(
-            image_jpeg=images.jpeg_preview(np.concatenate([crop, activation.overlay(crop, spoke)], axis=1)),
+            image_jpeg=images.jpeg_preview(
+                np.concatenate([crop, activation.overlay(crop, spoke, model.card.map_px)], axis=1)
+            ),
             site=row.site,
             true_type=row.true_type,
             predicted_type=row.predicted_type,

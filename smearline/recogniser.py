@@ -5,7 +5,9 @@ Shapes: B images, T trained types, V characteristic values in all, C channels of
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from smearline.errors import ModelError
 
 PROJECTION_VERSION = "orthogonal-1"
 _DROPOUT = 0.2
+_CANVAS = 768
+"""Pixels: wider than what a place of a feature map sees."""
 
 
 class Recogniser(nn.Module):
@@ -234,6 +238,32 @@ class Served(nn.Module):
             embedding,
             maps,
         )
+
+
+def map_geometry(recogniser: Recogniser) -> tuple[float, float]:
+    """(where the first place of the feature map looks, how far the next one is), in pixels of the crop along either axis.
+
+    Not every network looks where a map that is merely enlarged would say: by padding on one side each halving shifts it, by half a
+    place at the end. Found from the gradient of one place of a copy whose filters all average, on a larger picture.
+    """
+    plain = copy.deepcopy(recogniser.backbone).eval().requires_grad_(False)
+    for module in plain.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.fill_(1 / module.weight[0].numel())
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            module.reset_parameters()
+    side = _CANVAS
+    image = torch.full((1, 3, side, side), 1e-3, requires_grad=True)
+    features = plain(image)
+    places = features.shape[-1]
+    step, middle = side / places, places // 2
+    (gradient,) = torch.autograd.grad(features[0, :, middle, middle].sum(), image)
+    weight = gradient.abs().sum(dim=(0, 1, 2)).double()
+    centre = float((weight * (torch.arange(side) + 0.5)).sum() / weight.sum())
+    # A network that normalises over its features gives no gradient here: then its map is taken for one that is merely smaller.
+    return (round(centre - middle * step, 2) if math.isfinite(centre) else step / 2), step
 
 
 def export_onnx(recogniser: Recogniser, temperature: float, size_px: int, path: Path) -> None:

@@ -50,6 +50,8 @@ class ModelCard(BaseModel):
     data_digest: str
     parameters: dict[str, Any]
     intended_use: str = "research use only"
+    map_px: tuple[float, float] | None = None
+    """Where the first place of an activation map looks, and how far the next one is, in pixels of the crop."""
     confidence: Confidence | None = None
     """None where there were no labelled validation cells to learn it from."""
 

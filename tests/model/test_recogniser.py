@@ -12,7 +12,7 @@ import torch
 from conftest import put
 from torch.nn import functional
 
-from smearline import augmentation, reader, recogniser, vocabulary
+from smearline import activation, augmentation, reader, recogniser, vocabulary
 from smearline.errors import DataError, ModelError
 
 TYPES = ("NEUT_SEG", "NEUT_BAND", "BLAST", "LYMPH")
@@ -193,3 +193,34 @@ def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
     other = recogniser.Recogniser("resnet18", ("BLAST", "MONO"), {}, 16)
     with pytest.raises(ModelError, match="another backbone"):
         recogniser.load_initial_weights(other, str(tmp_path / "old.safetensors"))
+
+
+@pytest.mark.mission("an activation map is drawn where the network looked")
+@pytest.mark.parametrize(
+    ("backbone", "first"), [("tf_efficientnet_lite0", 31), ("efficientnet_lite0", 0), ("resnet18", 0)]
+)
+def test_where_the_places_of_a_map_look(backbone: str, first: float):
+    # By hand: a halving looks at 2i + 1 with TensorFlow's padding of even sizes, at 2i with as much on both sides; five halvings.
+    found = recogniser.map_geometry(recogniser.Recogniser(backbone, TYPES, VALUES, 16))
+    assert found == (pytest.approx(first, abs=2), 32)
+
+
+def test_a_network_without_a_gradient_there_is_taken_as_it_is():
+    assert recogniser.map_geometry(recogniser.Recogniser("convnext_atto", TYPES, VALUES, 16)) == (16, 32)
+
+
+def test_the_overlay_lies_where_the_map_says():
+    spoke = np.zeros((3, 3), np.float32)
+    spoke[1, 2] = 5
+    spoke[0, 0] = -5
+    black = np.zeros((96, 96, 3), np.uint8)
+    as_it_is, shifted = (
+        activation.overlay(black, spoke)[:, :, 0],
+        activation.overlay(black, spoke, (0.0, 32.0))[:, :, 0],
+    )
+    assert np.unravel_index(as_it_is.argmax(), as_it_is.shape) in ((47, 79), (47, 80)), (
+        "the middle of the place at the right"
+    )
+    assert np.unravel_index(shifted.argmax(), shifted.shape)[0] in (31, 32) and shifted[32, 64] > 0.9 * shifted.max()
+    assert as_it_is[10, 10] == shifted[10, 10] == 0, "what speaks against it is not drawn"
+    assert (activation.overlay(black, np.zeros((3, 3), np.float32)) == 0).all()
