@@ -105,7 +105,6 @@ DELETED = pa.schema(
     ]
 )
 PEOPLE = pa.schema([("person", pa.string()), ("deleted_at", pa.timestamp("us", tz="UTC")), ("reason", pa.string())])
-DELETED_KEY = ["sha256"]
 METADATA = [name for name in CELLS.names if name not in ("image", "thumbnail")]
 
 
@@ -225,14 +224,10 @@ class Forgotten:
         self.people = set(pq.read_table(path, columns=["person"])["person"].to_pylist()) if path.exists() else set()
 
     def has(self, site: str, patient: str | None, smear: str | None) -> bool:
-        return is_of(self.people, site, patient, smear)
-
-
-def is_of(people: set[str], site: str, patient: str | None, smear: str | None) -> bool:
-    """Whether what names this patient, or else this smear alone, is these people's: another patient's smear of the same number
-    is not."""
-    kind, who = ("patient", patient) if patient else ("smear", smear)
-    return bool(people and who) and person(site, kind, str(who)) in people
+        """Whether what names this patient, or else this smear alone, is theirs: another patient's smear of the same number is
+        not."""
+        kind, who = ("patient", patient) if patient else ("smear", smear)
+        return bool(self.people and who) and person(site, kind, str(who)) in self.people
 
 
 def refuse_empty(directory: Path, parts: Sequence[Any]) -> None:
@@ -247,7 +242,7 @@ def index(directory: Path, columns: Sequence[str] = METADATA) -> pd.DataFrame:
         DataError: the data set holds no image, or an image twice.
     """
     parts, gone = [], set(deleted(directory))
-    for shard, table in shard_tables(directory, sorted({*columns, *DELETED_KEY}) if gone else columns):
+    for shard, table in shard_tables(directory, sorted({*columns, "sha256"}) if gone else columns):
         part = table.to_pandas()
         part = part.assign(shard=str(shard.resolve()), row=range(len(part)))
         parts.append(part[~part["sha256"].isin(gone)][[*columns, "shard", "row"]] if gone else part)
@@ -264,7 +259,7 @@ def iter_rows(
     """Rows in their stored order (of the shards `only`), as dictionaries of lists; memory stays that of one batch."""
     gone = pa.array(deleted(directory), pa.string())
     for shard in shards(directory) if only is None else only:
-        for part in pq.ParquetFile(shard).iter_batches(batch_size=batch, columns=list({*columns, *DELETED_KEY})):
+        for part in pq.ParquetFile(shard).iter_batches(batch_size=batch, columns=list({*columns, "sha256"})):
             here = part.filter(pc.invert(pc.is_in(part["sha256"], gone))) if len(gone) else part
             if len(here):
                 yield here.select(list(columns)).to_pydict()

@@ -122,12 +122,12 @@ def _finish(directory: Path) -> dict[str, int]:
     """Write down the images of everybody who was forgotten, and take them and their rows out of every table; how many went."""
     path = dataset.deleted_path(directory, "people")
     told = pq.read_table(path, schema=dataset.PEOPLE).to_pylist() if path.exists() else []
-    people, known = {row["person"] for row in told}, set(dataset.deleted(directory))
+    forgotten, known = dataset.Forgotten(directory), set(dataset.deleted(directory))
     new: list[dict[str, Any]] = []
     if told:
         why = {"deleted_at": told[-1]["deleted_at"], "reason": told[-1]["reason"]}
         for _, table in dataset.shard_tables(directory, ["sha256", *_WHOSE]):
-            for row in table.filter(pa.array(_of_people(table, people))).to_pylist():
+            for row in table.filter(pa.array(_of_people(table, forgotten))).to_pylist():
                 if row["sha256"] not in known:
                     new.append({"sha256": row["sha256"], "site": row["site"], **why})
     if new:
@@ -138,7 +138,7 @@ def _finish(directory: Path) -> dict[str, int]:
         if "sha256" in table.column_names:
             gone |= pc.is_in(table["sha256"], images).to_numpy()
         if "patient" in table.column_names:
-            gone |= _of_people(table, people)
+            gone |= _of_people(table, forgotten)
         if what == "quarantined":  # that a deleted image came again is told without a name
             gone &= pc.not_equal(table["reason"], "deleted").to_numpy()
         if gone.any():
@@ -160,13 +160,11 @@ def _tables(directory: Path) -> Iterator[tuple[str, Path, pa.Table]]:
             yield what, path, table
 
 
-def _of_people(table: pa.Table, people: set[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _of_people(table: pa.Table, forgotten: dataset.Forgotten) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which rows are these people's."""
     gone = np.zeros(len(table), bool)
-    if not people or not len(table):
-        return gone
     for who in table.group_by(_WHOSE).aggregate([]).to_pylist():
-        if dataset.is_of(people, who["site"], who["patient"], who["smear"]):
+        if forgotten.has(who["site"], who["patient"], who["smear"]):
             same = [pc.equal(table[k], v) if (v := who[k]) is not None else pc.is_null(table[k]) for k in _WHOSE]
             gone |= pc.fill_null(pc.and_(pc.and_(*same[:2]), same[2]), False).to_numpy()
     return gone
