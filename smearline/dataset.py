@@ -348,8 +348,8 @@ def _merge_part(path: Path, rows: pa.Table, images: pa.Array, drop: Callable[[An
     return sum(drop(row) for row in was.to_pandas().itertuples()) if drop else 0
 
 
-def label_paths(directory: Path, site: str) -> list[Path]:
-    """A site's tables of labels, the one that is filled last."""
+def label_paths(directory: Path, site: str = "*") -> list[Path]:
+    """A site's tables of labels, the one that is filled last; or every site's."""
     return sorted(directory.glob(f"labels/cells-{site}.*parquet"))
 
 

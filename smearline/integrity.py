@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from smearline import dataset, images, lookup
 from smearline.errors import ImageError
 
-_READ = 1 << 22
 _UNREADABLE = (OSError, EOFError, pa.ArrowException, ValueError, TypeError, KeyError)
 """What a damaged Parquet file raises: a flipped byte may stand in a name or a length."""
 _TABLES = ("labels/*.parquet", "cbc/*.parquet", "cells/deleted/*.parquet", "quarantine.parquet")
@@ -216,7 +215,7 @@ def _labels(directory: Path, rows: pa.Table) -> list[Finding]:
     found = []
     forgotten = np.sort(lookup.bits(pa.array(_deleted(directory), pa.string())))
     known = np.sort(np.concatenate([lookup.bits(rows["sha256"]), forgotten]))
-    for path in sorted(directory.glob("labels/cells-*.parquet")):
+    for path in dataset.label_paths(directory):
         name = path.relative_to(directory).as_posix()
         try:
             named = pq.read_table(path, columns=["sha256"])["sha256"]
@@ -292,8 +291,5 @@ def _with_lost_smears(finding: Finding, directory: Path, whole: pa.Table) -> Fin
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(_READ):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

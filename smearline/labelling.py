@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,11 @@ def label(
     with only_one(directory):
         there = lookup.Known(directory).find(list(frame["sha256"]), ["site"])
         gone = set(dataset.deleted(directory))
-        _refuse_strangers(table, site, [s for s in frame["sha256"] if there.get(s) != (site,) or s in gone])
+        if strangers := [s for s in frame["sha256"] if there.get(s) != (site,) or s in gone]:
+            raise DataError(
+                f"{table} names {len(strangers)} images that site '{site}' does not have, {strangers[0]} for one; "
+                "nothing was taken"
+            )
         common = {"labelled_by": by, "labelled_at": now, "role": "reference", "vocabulary": words.version}
         common |= {"source": "labels", "conflicted": False}
         rows = [
@@ -70,7 +73,8 @@ def label(
             return of_mine and old.role == "reference" and named.get((old.sha256, old.name), old.value) != old.value
 
         went = dataset.merge_labels(directory, site, pa.Table.from_pylist(rows, schema=dataset.LABELS), superseded)
-        for other in sorted({path.name.split(".")[0].removeprefix("cells-") for path in _paths(directory)} - {site}):
+        sites = {path.name.split(".")[0].removeprefix("cells-") for path in dataset.label_paths(directory)}
+        for other in sorted(sites - {site}):
             # the same picture may have come as another site's file, and be labelled there
             went += dataset.merge_labels(directory, other, dataset.LABELS.empty_table(), superseded, frame["sha256"])
     return {"labels": len(rows), "superseded": went}
@@ -78,7 +82,7 @@ def label(
 
 def count(directory: Path) -> tuple[int, int]:
     """How many labels there are, and how many images whose labels contradict each other."""
-    paths = _paths(directory)
+    paths = dataset.label_paths(directory)
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     bits = [np.unique(lookup.bits(pq.read_table(path, columns=["sha256"])["sha256"])) for path in paths]
     values, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *bits]), return_counts=True)
@@ -98,10 +102,6 @@ def count(directory: Path) -> tuple[int, int]:
     return total, len(marked)
 
 
-def _paths(directory: Path) -> list[Path]:
-    return sorted(directory.glob("labels/cells-*.parquet"))
-
-
 def _read(table: Path) -> pd.DataFrame:
     try:
         if table.suffix == ".parquet":
@@ -117,11 +117,3 @@ def _codes(values: pd.Series, name: str) -> list[str]:
     said = values.fillna("").astype(str).str.strip()
     meaning = {value: check(value) if value else "" for value in said.unique()}
     return [str(meaning[value]) for value in said]
-
-
-def _refuse_strangers(table: Path, site: str, strangers: Collection[str]) -> None:
-    if strangers:
-        raise DataError(
-            f"{table} names {len(strangers)} images that site '{site}' does not have, {next(iter(strangers))} for one; "
-            "nothing was taken"
-        )

@@ -113,10 +113,8 @@ def _images(directory: Path) -> pa.Table:
 
 def _labels(directory: Path) -> pa.Table:
     words = ["name", "value", "labelled_by", "role", "source"]
-    found = [
-        pq.read_table(path, columns=["sha256", *words], read_dictionary=words)
-        for path in sorted(directory.glob("labels/cells-*.parquet"))
-    ]
+    paths = dataset.label_paths(directory)
+    found = [pq.read_table(path, columns=["sha256", *words], read_dictionary=words) for path in paths]
     empty = dataset.LABELS.empty_table().select(["sha256", *words])
     return pa.concat_tables(found).unify_dictionaries() if found else empty
 
