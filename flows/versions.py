@@ -61,20 +61,17 @@ def diff(workspace: Path, data: Path, old: str, new: str) -> dict[str, Any]:
     unchanged = {name: cached[md5] for name, md5 in after.items() if before.get(name) == md5}
     if missing := [name for name, md5 in {**gone, **came}.items() if not cached[md5].exists()]:
         raise FlowError(f"not in DVC's cache: {', '.join(missing[:3])} and so on; get them: dvc fetch --all-commits")
-    read = lambda named, kind, columns: _read(named, kind, columns, cached)  # noqa: E731
-    images = _without_deleted(
-        [read(named, "cells/", ("sha256", "site")) for named in (gone, came)], (gone, came), cached, unchanged
-    )
-    removed, added = (
-        mine.filter(pc.invert(pc.is_in(mine["sha256"], theirs["sha256"])))
-        for mine, theirs in (images, reversed(images))
-    )
-    labels = [read(named, "labels/cells-", _SAID) for named in (gone, came)]
+    images = [_read(named, "cells/", ("sha256", "site"), cached) for named in (gone, came)]
+    was, now = _without_deleted(images, (gone, came), cached, unchanged)
+    labels = [_read(named, "labels/cells-", _SAID, cached) for named in (gone, came)]
     return {
         "old": old,
         "new": new,
         "shards": {"added": _number(came, "cells/"), "removed": _number(gone, "cells/")},
-        "images": {"added": _by_site(added), "removed": _by_site(removed)},
+        "images": {
+            "added": _by_site(dataset.without(now, was["sha256"])),
+            "removed": _by_site(dataset.without(was, now["sha256"])),
+        },
         "labels": _labels(*labels),
         "other_files": sorted({n for n in {**gone, **came} if not n.startswith(("cells/", "labels/cells-"))}),
     }
@@ -95,11 +92,9 @@ def shown(found: Mapping[str, Any]) -> str:
 
 
 def _files(repo: Repo, data: Path, rev: str | None) -> dict[str, str]:
+    found: dict[str, str] = {}
     try:
-        for _ in repo.brancher(revs=[rev]) if rev else [""]:
-            if rev and _ == "workspace":
-                continue
-            found: dict[str, str] = {}
+        with repo.switch(rev or "workspace"):
             for out in repo.index.outs:
                 path = Path(repo.root_dir, *out.fs.parts(out.fs_path)[len(out.fs.parts(repo.root_dir)) :])
                 if out.stage.cmd or not path.is_relative_to(Path(repo.root_dir, data)):
@@ -112,15 +107,15 @@ def _files(repo: Repo, data: Path, rev: str | None) -> dict[str, str]:
                     found |= {f"{name}/{'/'.join(key)}": info.value for key, _meta, info in tree}
                 else:
                     found[name] = out.hash_info.value
-            if found:
-                return found
     except FlowError:
         raise
     except Exception as error:  # dvc's, scm's and git's errors share no base class
         raise FlowError(f"the version '{rev or 'here'}' of {data} cannot be told: {error}") from error
-    raise NoVersion(
-        f"'{rev or repo.root_dir}' holds no version of {data}; make one: dvc add {data}/cells … && git commit"
-    )
+    if not found:
+        raise NoVersion(
+            f"'{rev or repo.root_dir}' holds no version of {data}; make one: dvc add {data}/cells … && git commit"
+        )
+    return found
 
 
 def _without_deleted(
@@ -131,13 +126,9 @@ def _without_deleted(
     empty = _IMAGES.empty_table()
     paths = [cached[part[_DELETED]] if _DELETED in part else same.get(_DELETED) for part in named]
     old, new = (pq.read_table(path, schema=_IMAGES) if path else empty for path in paths)
-    left = [
-        mine.filter(pc.invert(pc.is_in(mine["sha256"], gone["sha256"])))
-        for mine, gone in zip(images, (old, new), strict=True)
-    ]
+    left = [dataset.without(mine, gone["sha256"]) for mine, gone in zip(images, (old, new), strict=True)]
     for side, (one, other) in enumerate(((new, old), (old, new))):
-        lately = one.filter(pc.invert(pc.is_in(one["sha256"], other["sha256"])))
-        if len(lately):
+        if len(lately := dataset.without(one, other["sha256"])):
             shards = [path for name, path in same.items() if name.startswith("cells/") and "/deleted/" not in name]
             kept = [pq.read_table(path, columns=["sha256"])["sha256"] for path in shards]
             stood = pa.chunked_array([chunk for column in kept for chunk in column.chunks], pa.string())

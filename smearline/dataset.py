@@ -230,6 +230,12 @@ class Forgotten:
         return bool(self.people and who) and person(site, kind, str(who)) in self.people
 
 
+def without(rows: pa.Table, sha256s: Sequence[str] | pa.ChunkedArray) -> pa.Table:
+    """The rows (a table or a batch) but for those of these images."""
+    gone = sha256s if isinstance(sha256s, pa.ChunkedArray) else pa.array(sha256s, pa.string())
+    return rows.filter(pc.invert(pc.is_in(rows["sha256"], gone))) if len(gone) else rows
+
+
 def refuse_empty(directory: Path, parts: Sequence[Any]) -> None:
     if not parts:
         raise DataError(f"{directory} holds no image yet")
@@ -257,11 +263,10 @@ def iter_rows(
     directory: Path, columns: Sequence[str], batch: int = 256, only: Sequence[Path] | None = None
 ) -> Iterator[dict[str, list[Any]]]:
     """Rows in their stored order (of the shards `only`), as dictionaries of lists; memory stays that of one batch."""
-    gone = pa.array(deleted(directory), pa.string())
+    gone = deleted(directory)
     for shard in shards(directory) if only is None else only:
         for part in pq.ParquetFile(shard).iter_batches(batch_size=batch, columns=list({*columns, "sha256"})):
-            here = part.filter(pc.invert(pc.is_in(part["sha256"], gone))) if len(gone) else part
-            if len(here):
+            if len(here := without(part, gone)):
                 yield here.select(list(columns)).to_pydict()
 
 

@@ -79,16 +79,16 @@ def compact(directory: Path, progress: Callable[[int, int], None] | None = None)
     done = {"shards": 0, "images": 0, "bytes": 0}
     with only_one(directory):
         _finish(directory)  # what a `forget` that was killed left
-        gone, found = pa.array(dataset.deleted(directory), pa.string()), dataset.shards(directory)
+        gone, found = dataset.deleted(directory), dataset.shards(directory)
         for number, shard in enumerate(found, 1):
             if progress:
                 progress(number, len(found))
             sha256s = pq.read_table(shard, columns=["sha256"])["sha256"]
-            going = pc.sum(pc.is_in(sha256s, gone)).as_py() or 0
+            going = pc.sum(pc.is_in(sha256s, pa.array(gone, pa.string()))).as_py() or 0
             site = shard.stem.rsplit("-", 1)[0]
             if going:
                 size, rows = shard.stat().st_size, pq.read_table(shard)
-                rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], gone)))
+                rows = dataset.without(rows, gone)
                 if len(rows):
                     dataset.write_shard(shard.parent, site, rows, name=shard.name)  # in its place, and named anew below
                 else:

@@ -121,9 +121,7 @@ class _Import:
         """The raw paths of the site's images, but for the deleted."""
         if not self.files_path.exists():
             return dataset.FILES.empty_table()
-        table = pq.read_table(self.files_path, schema=dataset.FILES)
-        gone = pa.array(dataset.deleted(self.into), pa.string())
-        return table.filter(pc.invert(pc.is_in(table["sha256"], gone)))
+        return dataset.without(pq.read_table(self.files_path, schema=dataset.FILES), dataset.deleted(self.into))
 
     def describe(self, path: str) -> Described:
         match = self.pattern.search(path)

@@ -190,9 +190,7 @@ def _missing(directory: Path, name: str, version: Version, whole: pa.Table) -> F
     """What the version has and the folder does not: lost, or a shard that was compacted."""
     rows = None
     if name.startswith("cells/") and "/deleted/" not in name and (copy := version.good_copy(name)):
-        rows = _rows(copy)
-        here = pa.concat_arrays([*whole["sha256"].chunks, pa.array(_deleted(directory), pa.string())])
-        rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], here)))
+        rows = dataset.without(dataset.without(_rows(copy), whole["sha256"]), _deleted(directory))
         if not len(rows):
             remedy = f"it was compacted since: dvc add {directory / 'cells'} and git commit (python -m flows ingest does both)"
             return Finding("unversioned", name, "its images stand in another shard, or were deleted", remedy)
@@ -286,8 +284,8 @@ def _with_lost_smears(finding: Finding, directory: Path, whole: pa.Table) -> Fin
     if not path.exists():
         return finding
     files = pq.read_table(path, schema=dataset.FILES)
-    lost = files.filter(pc.invert(pc.is_in(files["sha256"], whole["sha256"])))
-    return replace(finding, smears=_named({(site, smear) for smear in lost["smear"].to_pylist()}))
+    lost = dataset.without(files, whole["sha256"])["smear"]
+    return replace(finding, smears=_named({(site, smear) for smear in lost.to_pylist()}))
 
 
 def _md5(path: Path) -> str:

@@ -104,11 +104,9 @@ def shown(found: Mapping[str, Any]) -> str:
 def _images(directory: Path) -> pa.Table:
     words = ["site", "scanner", "stain", "origin", "source", "patient", "smear"]
     columns = ["sha256", *words, "microns_per_px", "acquired_at"]
-    gone = pa.array(dataset.deleted(directory), pa.string())
     tables = [table for _, table in dataset.shard_tables(directory, columns, words)]
     dataset.refuse_empty(directory, tables)
-    whole = pa.concat_tables(tables).unify_dictionaries()
-    return whole.filter(pc.invert(pc.is_in(whole["sha256"], gone))) if len(gone) else whole
+    return dataset.without(pa.concat_tables(tables).unify_dictionaries(), dataset.deleted(directory))
 
 
 def _labels(directory: Path) -> pa.Table:
