@@ -7,8 +7,10 @@ run again: whole shards are known, half ones were never renamed into place.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ import pyarrow.parquet as pq
 from smearline import cbc, dataset, images, labelling, lookup, pseudonyms
 from smearline.errors import ImageError, ImportSourceError, SiteError
 from smearline.import_folders import listing, only_one
-from smearline.import_report import ImportReport
 from smearline.sites import Site
 from smearline.source_tables import Described, SourceTables
 from smearline.sources import Source, at_end
@@ -31,6 +32,39 @@ Progress = Callable[[int, int], None]
 _FILE = ("path", "sha256", "patient", "smear")
 _BLOCK = 2048
 """Files that are read, hashed and decoded together."""
+
+
+@dataclass
+class ImportReport:
+    """What became of the files. `found` is the sum of the imported, the already there, the tables and the quarantined."""
+
+    found: int = 0
+    imported: int = 0
+    already_there: int = 0
+    tables: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    unlabelled: int = 0
+    labels: int = 0
+    conflicted: int = 0
+    rows_without_image: int = 0
+    count_values: int = 0
+    relabelled: int = 0
+    other_identity: int = 0
+    ignored_columns: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = {
+            f"{self.found} files found = {self.imported} imported + {self.already_there} there already"
+            f" + {self.tables} tables read + {self.quarantined.total()} quarantined": True,
+            f"quarantined: {', '.join(f'{n} {r}' for r, n in self.quarantined.most_common()) or 'none'}": True,
+            f"labels: {self.labels} in all; {self.conflicted} images conflicted (left out of training and scoring), "
+            f"{self.unlabelled} images of this run unlabelled": True,
+            f"table rows without an image here: {self.rows_without_image}": self.rows_without_image,
+            f"labels corrected: {self.relabelled}": self.relabelled,
+            f"columns that mean nothing here: {', '.join(self.ignored_columns)}": self.ignored_columns,
+            f"blood counts: {self.count_values} values": self.count_values,
+        }
+        return "\n".join(line for line, said in lines.items() if said)
 
 
 def import_source(
@@ -301,20 +335,16 @@ class _Import:
     def cell(self, data: bytes, item: Described) -> Json | ImageError:
         """The picture's part of a row of CELLS, or why the picture, its scale or its date cannot be used."""
         try:
-            return self._cell(data, item)
-        except ImageError as error:
-            return error
-
-    def _cell(self, data: bytes, item: Described) -> Json:
-        pixels = images.check(data)
-        try:
+            pixels = images.check(data)
             said, acquired = item.fields.get("microns_per_px"), item.fields.get("acquired_at")
             if said and self.scale and not _agree(float(said), self.scale):
                 raise ImageError("scale_contradicted", f"the table says {said} um/px, the site's file {self.scale}")
             scale = self.scale or (float(said) if said else None)
             moment = _moment(acquired) if acquired else None
+        except ImageError as error:
+            return error
         except ValueError as error:
-            raise ImageError("bad_table_value", str(error)[:200]) from error
+            return ImageError("bad_table_value", str(error)[:200])
         return {
             "image": images.without_metadata(data, pixels),
             "width": pixels.shape[1],

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError, field_validator
 
 from smearline import vocabulary
 from smearline.errors import ImportSourceError, nearest
@@ -23,11 +23,7 @@ Meaning = Literal[
 ]  # fmt: skip
 
 
-class _Described(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Table(_Described):
+class Table(BaseModel, frozen=True, extra="forbid"):
     """A table beside the images, joined to files by a key made of the groups of the path's pattern."""
 
     file: str  # regular expression for the table's path; a group that the images' pattern has too must agree with it
@@ -43,7 +39,7 @@ class Table(_Described):
     characteristics: bool = False  # whether columns named like a characteristic are labels of it
 
 
-class Source(_Described):
+class Source(BaseModel, frozen=True, extra="forbid"):
     """One layout."""
 
     name: str
