@@ -403,13 +403,8 @@ def resolved_labels(directory: Path) -> pd.DataFrame:
     disputed = reference.loc[reference["conflicted"] & (reference["name"] == "type"), "sha256"].unique()
     wide = wide.reindex(wide.index.union(pd.Index(disputed), sort=True))
     wide["conflicted"] = wide.index.isin(disputed)
-    return (
-        wide.rename_axis("sha256")
-        .reset_index()
-        .rename_axis(columns=None)
-        .astype(object)
-        .where(lambda f: f.notna(), None)
-    )
+    wide = wide.rename_axis(index="sha256", columns=None).reset_index().astype(object)
+    return wide.where(wide.notna(), None)
 
 
 def labelled_index(directory: Path) -> pd.DataFrame:

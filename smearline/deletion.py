@@ -9,6 +9,7 @@ A row is his where it names him; where it names no patient, it is his where its 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -76,7 +77,7 @@ def compact(directory: Path, progress: Callable[[int, int], None] | None = None)
         shards rewritten, images and bytes that went.
     """
     dataset.cells_folder(directory)
-    done = {"shards": 0, "images": 0, "bytes": 0}
+    done = Counter(shards=0, images=0, bytes=0)
     with only_one(directory):
         _finish(directory)  # what a `forget` that was killed left
         gone, found = dataset.deleted(directory), dataset.shards(directory)
@@ -87,22 +88,17 @@ def compact(directory: Path, progress: Callable[[int, int], None] | None = None)
             going = pc.sum(pc.is_in(sha256s, pa.array(gone, pa.string()))).as_py() or 0
             site = shard.stem.rsplit("-", 1)[0]
             if going:
-                size, rows = shard.stat().st_size, pq.read_table(shard)
-                rows = dataset.without(rows, gone)
+                size, rows = shard.stat().st_size, dataset.without(pq.read_table(shard), gone)
                 if len(rows):
                     dataset.write_shard(shard.parent, site, rows, name=shard.name)  # in its place, and named anew below
                 else:
                     shard.unlink()
                 sha256s = rows["sha256"]
                 left = shard.stat().st_size if len(rows) else 0
-                done = {
-                    "shards": done["shards"] + 1,
-                    "images": done["images"] + going,
-                    "bytes": done["bytes"] + size - left,
-                }
+                done.update(shards=1, images=going, bytes=size - left)
             if len(sha256s) and shard.name != (name := dataset.shard_name(site, sha256s.to_pylist())):
                 shard.rename(shard.with_name(name))
-    return done
+    return dict(done)
 
 
 def _smears(directory: Path, site: str, patient: str) -> tuple[set[str | None], set[str | None]]:

@@ -218,16 +218,12 @@ def _labels(directory: Path, rows: pa.Table) -> list[Finding]:
         try:
             named = pq.read_table(path, columns=["sha256"])["sha256"]
             bits = lookup.bits(named)
+            of_deleted = lookup.among(bits, forgotten)
         except _UNREADABLE:
             continue  # it is found as a damaged table
         for kind, of, whose, remedy in (
             ("label_without_image", ~lookup.among(bits, known), "images that no shard here holds", _GET_BACK),
-            (
-                "label_of_deleted",
-                lookup.among(bits, forgotten),
-                "images of patients who were deleted",
-                "smearline compact",
-            ),
+            ("label_of_deleted", of_deleted, "images of patients who were deleted", "smearline compact"),
         ):
             if of.any():
                 example = named[int(np.flatnonzero(of)[0])].as_py()

@@ -144,19 +144,16 @@ def _counts(values: pd.Series) -> dict[str, int]:
 
 
 def _sites(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    found = frame.groupby("site", observed=True).agg(
-        images=("site", "size"), smears=("smear", "nunique"), patients=("patient", "nunique")
-    )
-    return {str(site): {name: int(number) for name, number in row.items()} for site, row in found.iterrows()}
+    numbers = {"images": ("site", "size"), "smears": ("smear", "nunique"), "patients": ("patient", "nunique")}
+    found: dict[str, dict[str, int]] = frame.groupby("site", observed=True).agg(**numbers).to_dict("index")
+    return found
 
 
 def _label_counts(labels: pa.Table) -> list[dict[str, Any]]:
     frame = labels.drop_columns(["sha256", "value"]).to_pandas()
     counts = frame.groupby(["name", "role", "source", "labelled_by"], observed=True).size()
-    return [
-        {**dict(zip(counts.index.names, map(str, key), strict=True)), "labels": int(number)}
-        for key, number in counts.items()
-    ]
+    found: list[dict[str, Any]] = counts.rename("labels").reset_index().to_dict("records")
+    return found
 
 
 def _exact(directory: Path) -> dict[str, int]:
@@ -170,22 +167,19 @@ def _exact(directory: Path) -> dict[str, int]:
 
 
 def _balance(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    found = {}
-    for split, rows in frame.groupby("split", observed=True):
-        distance = {
-            name: float(
-                (rows[name].value_counts(normalize=True) - frame[name].value_counts(normalize=True)).abs().sum() / 2
-            )
-            for name in ("type", "site")
-        }
-        found[str(split)] = {
+    def distance(some: pd.Series, every: pd.Series) -> float:
+        return float((some.value_counts(normalize=True) - every.value_counts(normalize=True)).abs().sum() / 2)
+
+    return {
+        str(split): {
             "images": len(rows),
             "patients": int(rows.groupby("site", observed=True)["patient"].nunique().sum()),
-            "distance": distance["type"],
-            "distance_sites": distance["site"],
+            "distance": distance(rows["type"], frame["type"]),
+            "distance_sites": distance(rows["site"], frame["site"]),
             "by_type": _counts(rows["type"]),
         }
-    return found
+        for split, rows in frame.groupby("split", observed=True)
+    }
 
 
 def _image_bytes(shard: Path) -> int:
