@@ -96,7 +96,6 @@ class SignedCase:
     """Of the sign-off."""
     diagnosis: str | None
     """The reviewer's, else the answer's own, which the sign-off confirmed; None where the model abstained."""
-    diagnosis_overridden: bool
     cells: tuple[SignedCell, ...]
     counts: pa.Table
     """Of smearline.cbc.COUNTS."""
@@ -311,13 +310,11 @@ class CaseStore:
             cells.append(SignedCell(cell.sha256, final, final != cell.predicted_type, named, looked_at))
         counts = [_table(a["counts"]) for a in answers if a["counts"]]
         own = next((a["diagnosis"] for a in reversed(answers) if a["kind"] == "diagnose"), None)
-        final = said.get(None, {}).get("diagnosis", own)
         return SignedCase(
             **{name: row[name] for name in ("case_id", "site", "patient", "smear", "reviewer")},
             signed_at=datetime.fromisoformat(row["at"]),
             number=row["number"],
-            diagnosis=final,
-            diagnosis_overridden=final != own,
+            diagnosis=said.get(None, {}).get("diagnosis", own),
             cells=tuple(cells),
             counts=counts[-1] if counts else cbc.COUNTS.empty_table(),
             shards=tuple(path for answer in answers for path in self._shards(answer)),
