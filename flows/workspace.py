@@ -53,10 +53,7 @@ class Workspace:
 
     def git(self, *arguments: str) -> str:
         """Raises FlowError with git's own message."""
-        done = subprocess.run(["git", *arguments], cwd=self.folder, capture_output=True, text=True)
-        if done.returncode:
-            raise FlowError(f"'git {' '.join(arguments)}' failed in {self.folder}: {done.stderr.strip()}")
-        return done.stdout.strip()
+        return self.quiet("git", *arguments)
 
     def commit(self, message: str, *paths: str | Path) -> None:
         """Commit these files, as far as they are there, and no others; nothing where none has changed. Waits for another
@@ -96,7 +93,7 @@ class Workspace:
             return False
         now = {name: yaml.safe_load(pointer.read_text())["outs"][0]["md5"] for name, pointer in pointers.items()}
         kept = self.folder / STATE / "data-version.json"
-        if self.quiet("dvc", "status", "--json", *(str(p) for p in pointers.values())).strip() == "{}":
+        if self.quiet(sys.executable, "-m", "dvc", "status", "--json", *map(str, pointers.values())) == "{}":
             kept.parent.mkdir(exist_ok=True)
             plain_json.write(kept, now)
             return False
@@ -108,13 +105,11 @@ class Workspace:
         return True
 
     def quiet(self, *command: str) -> str:
-        """`python -m ...` in the workspace; what it prints. Raises FlowError where it fails."""
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=self.folder, env=environment(), capture_output=True, text=True
-        )
+        """A command in the workspace; what it prints. Raises FlowError with its own message where it fails."""
+        done = subprocess.run(command, cwd=self.folder, env=environment(), capture_output=True, text=True)
         if done.returncode:
-            raise FlowError(f"'{' '.join(command)}' failed in {self.folder}:\n{done.stderr.strip()}")
-        return done.stdout
+            raise FlowError(f"'{' '.join(command)}' failed in {self.folder}: {done.stderr.strip()}")
+        return done.stdout.strip()
 
     def call(self, *command: str, **variables: str) -> None:
         """`python -m ...` in the workspace, on this terminal, progress and all. Raises FlowError where it fails."""
