@@ -36,5 +36,4 @@ def train(space: Workspace, model: str, cells: str, out: str, budget: int) -> di
     """The command, its output in the log; what it wrote of itself."""
     given = ["--model", model, "--cells", cells, "--out", out, "--budget", str(budget)]
     space.run("smearline.cli", "adapt", *given)
-    found: dict[str, Any] = plain_json.read(space.folder / out / "adaptation.json")
-    return found
+    return plain_json.read(space.folder / out / "adaptation.json")

@@ -121,8 +121,7 @@ def _lineage(space: Workspace) -> dict[str, Any]:
     path = space.folder / LINEAGE
     if not path.is_file():
         raise FlowError(f"the pipeline left no {LINEAGE}; a candidate is the package of the stage 'package'")
-    found: dict[str, Any] = plain_json.read(path)
-    return found
+    return plain_json.read(path)
 
 
 def refuse_unversioned(repo: Repo) -> None:

@@ -300,8 +300,7 @@ async def review(request: Request) -> Response:
             raise HTTPException(422, "nothing is set and nothing signed off: give cells, diagnosis or sign_off")
         told = {"overrides": len(overrides), "signed_off": asked.sign_off, **_notice(case)}
         body = http.as_json({"case_id": asked.case_id, **by, **told})
-        kept: bytes = store.review(asked.case_id, body, overrides, by if asked.sign_off else None, key, newest)
-        return kept
+        return store.review(asked.case_id, body, overrides, by if asked.sign_off else None, key, newest)
 
     desk: Desk = request.app.state.desk
     return await desk.once(request, digest, lambda key: asyncio.to_thread(write, key))

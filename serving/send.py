@@ -77,8 +77,7 @@ def send(
         time.sleep(float(reply.headers.get("Retry-After", 2**attempt)))
     if reply.is_error:
         raise SmearlineError(f"smear {request['smear']} was refused ({reply.status_code}): {reply.text[:500]}")
-    found: dict[str, Any] = reply.json()
-    return found
+    return reply.json()
 
 
 def main() -> None:

@@ -51,7 +51,6 @@ class Smearline:
 
     async def _recognise(self, crops: np.ndarray) -> np.ndarray:
         try:
-            found: np.ndarray = await self.recogniser.to_async.run(crops)
+            return await self.recogniser.to_async.run(crops)
         except (BentoMLException, ClientError, TimeoutError) as error:
             raise HTTPException(503, "the recogniser is busy or starting; come again", {"Retry-After": "2"}) from error
-        return found

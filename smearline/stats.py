@@ -145,15 +145,13 @@ def _counts(values: pd.Series) -> dict[str, int]:
 
 def _sites(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     numbers = {"images": ("site", "size"), "smears": ("smear", "nunique"), "patients": ("patient", "nunique")}
-    found: dict[str, dict[str, int]] = frame.groupby("site", observed=True).agg(**numbers).to_dict("index")
-    return found
+    return frame.groupby("site", observed=True).agg(**numbers).to_dict("index")
 
 
 def _label_counts(labels: pa.Table) -> list[dict[str, Any]]:
     frame = labels.drop_columns(["sha256", "value"]).to_pandas()
     counts = frame.groupby(["name", "role", "source", "labelled_by"], observed=True).size()
-    found: list[dict[str, Any]] = counts.rename("labels").reset_index().to_dict("records")
-    return found
+    return counts.rename("labels").reset_index().to_dict("records")
 
 
 def _exact(directory: Path) -> dict[str, int]:
