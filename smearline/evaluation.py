@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from smearline import activation, dataset, evaluation_page, images, metrics, plain_json, vocabulary
+from smearline import dataset, evaluation_page, images, metrics, plain_json, vocabulary
 from smearline.recognition import RecognitionModel, recognise, scale_of
 
 SUSPECTS = "suspects.csv"
@@ -113,7 +112,7 @@ def _wrong(judged: pd.DataFrame, trained: Sequence[str]) -> pd.DataFrame:
 def _examples(
     model: RecognitionModel, directory: Path, wrong: pd.DataFrame, count: int
 ) -> list[evaluation_page.ErrorExample]:
-    """The surest wrong answers of each site and label in turn, with the picture as the network saw it and what it went by."""
+    """The surest wrong answers of each site and label in turn, with the picture as the network saw it."""
     turn = wrong.groupby(["site", "true_type"]).cumcount().sort_values(kind="stable")
     chosen = wrong.loc[turn.index[:count]].sort_values(["site", "true_type"], kind="stable")
     wanted, crops = set(chosen["sha256"]), dict[str, images.UInt8Array]()
@@ -121,20 +120,14 @@ def _examples(
         for sha, *about, data in zip(*block.values(), strict=True):
             if sha in wanted:
                 crops[sha] = model.prepare(data, scale_of(*about)[0])
-    if not crops:
-        return []
-    seen = np.stack([crops[s] for s in chosen["sha256"]])
-    maps = activation.maps(model, seen, list(chosen["predicted_type"]))
     return [
         evaluation_page.ErrorExample(
-            image_jpeg=images.jpeg_preview(
-                np.concatenate([crop, activation.overlay(crop, spoke, model.card.map_px)], axis=1)
-            ),
+            image_jpeg=images.jpeg_preview(crops[row.sha256]),
             site=row.site,
             true_type=row.true_type,
             predicted_type=row.predicted_type,
             probability=float(row.probability),
             sha256_prefix=row.sha256[:12],
         )
-        for row, crop, spoke in zip(chosen.itertuples(), seen, maps, strict=True)
+        for row in chosen.itertuples()
     ]
