@@ -147,7 +147,7 @@ class _Run:
     def epoch(self, epoch: int, losses: list[float], save: Callable[[list[float]], None]) -> float:
         """Train one epoch, less the steps whose losses are given; `save` is called every `checkpoint_steps`.
 
-        Returns the mean loss of this rank.
+        Returns the mean loss, of all ranks.
         """
         self.network.train()
         if self.params.model.frozen_batch_norm:
@@ -167,7 +167,13 @@ class _Run:
             if time.monotonic() - said > 20:
                 said = time.monotonic()
                 self.say(f"  epoch {epoch + 1}: {step + 1}/{self.steps} batches, loss {np.mean(total()):.3f}")
-        return float(np.mean(total()))
+        mean = torch.tensor(np.mean(total()), device=self.device)
+        if (
+            self.workers > 1
+        ):  # a rank divides by the labels of the whole batch, cut by the workers: the mean is the whole's
+            torch.distributed.all_reduce(mean)
+            mean /= self.workers
+        return float(mean)
 
     def _step(self, batch: _Batch, size_px: int) -> Tensor:
         """One step of the optimizer, over `accumulate` parts of the batch; the batch's loss."""
