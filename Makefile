@@ -63,7 +63,7 @@ loop: setup ## the loop once around: drift, verdict, overrides, ingest, retrain,
 scale: setup ## the data plane at 1,476,727 simulated images (25 GB of disk, an hour and more): make scale [ARGS='--images 20000 --keep']
 	@$(PY) -m bench.scale $(ARGS)
 
-proof-kill: setup ## make scale at 100,000 images killed 25 times: nothing twice, nothing lost (half an hour)
+proof-kill: setup ## make scale at 100,000 images killed up to 25 times: nothing twice, nothing lost (a quarter of an hour)
 	@$(PY) -m bench.kill_drill
 
 proof-postgres: setup ## the case store's tests on a PostgreSQL server that it starts (installs it where there is none)
