@@ -147,7 +147,7 @@ class _Run:
     def epoch(self, epoch: int, losses: list[float], save: Callable[[list[float]], None]) -> float:
         """Train one epoch, less the steps whose losses are given; `save` is called every `checkpoint_steps`.
 
-        Returns the mean loss, of all ranks.
+        Returns the mean loss of the whole batches.
         """
         self.network.train()
         if self.params.model.frozen_batch_norm:
@@ -155,25 +155,25 @@ class _Run:
         losses, new, said = [*losses], list[Tensor](), time.monotonic()
         every = self.train.checkpoint_steps
 
-        def total() -> list[float]:
-            losses.extend(torch.stack(new).tolist() if new else [])
-            new.clear()
+        def of_the_whole() -> list[float]:
+            """The losses so far. A rank divides by the labels of the whole batch, cut by the workers: their mean is its."""
+            if new:
+                mean = torch.stack(new)
+                if self.workers > 1:
+                    torch.distributed.all_reduce(mean)
+                losses.extend((mean / self.workers).tolist())
+                new.clear()
             return losses
 
         for step, batch in enumerate(self.batches(epoch, len(losses)), len(losses)):
             new.append(self._step(batch, self.size_px(epoch)))
             if every and (step + 1) % every == 0 and step + 1 < self.steps:
-                save(total())
+                save(of_the_whole())
             if time.monotonic() - said > 20:
                 said = time.monotonic()
-                self.say(f"  epoch {epoch + 1}: {step + 1}/{self.steps} batches, loss {np.mean(total()):.3f}")
-        mean = torch.tensor(np.mean(total()), device=self.device)
-        if (
-            self.workers > 1
-        ):  # a rank divides by the labels of the whole batch, cut by the workers: the mean is the whole's
-            torch.distributed.all_reduce(mean)
-            mean /= self.workers
-        return float(mean)
+                loss = np.mean([*losses, *(float(one) for one in new)])
+                self.say(f"  epoch {epoch + 1}: {step + 1}/{self.steps} batches, loss {loss:.3f}")
+        return float(np.mean(of_the_whole()))
 
     def _step(self, batch: _Batch, size_px: int) -> Tensor:
         """One step of the optimizer, over `accumulate` parts of the batch; the batch's loss."""
