@@ -61,7 +61,8 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
 
     home = split_cells(recipe)
     home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
-    again = _again(home[home["split"] == "train"], params.adapt.home_cells, params.adapt.seed)
+    taught = home[home["split"] == "train"]
+    again = _again(taught, params.adapt.home_cells, params.adapt.seed)
     watched = home[home["split"] == "val"]
     frame = pd.concat([again, watched, chosen.assign(split="train")], ignore_index=True)
     longer = {"epochs": params.adapt.epochs, "lr": params.adapt.lr, "small_epochs": 0, "seed": params.adapt.seed}
@@ -75,7 +76,7 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
     both = pd.concat([pd.read_parquet(unfinished / SEEN_FILE), before.seen], ignore_index=True)
     both.drop_duplicates("sha256").to_parquet(unfinished / SEEN_FILE, index=False)
     home_now = pd.concat([again, watched], ignore_index=True)
-    calibrate.calibrate(unfinished, out, home_now, recipe, new=(chosen, cells))
+    calibrate.calibrate(unfinished, out, home_now, recipe, new=(chosen, cells), mix=taught)
     shutil.rmtree(unfinished)
 
     after = RecognitionModel(out)

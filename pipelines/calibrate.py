@@ -15,6 +15,8 @@ from smearline.recognition import CARD_FILE, RecognitionModel, recognise
 
 _CENTRE = 200
 """Training cells of a site and type from which its centre is learned."""
+_FEW = 5
+"""Cells: a type of which a site has fewer is taken to have so many."""
 
 
 def main() -> None:
@@ -28,11 +30,13 @@ def calibrate(
     frame: pd.DataFrame,
     params: settings.Settings,
     new: tuple[pd.DataFrame, Path] | None = None,
+    mix: pd.DataFrame | None = None,
 ) -> None:
     """A copy of the model folder with the limits that the validation cells of `frame`, all in the workspace's data, teach.
 
     Args:
         new: training cells of another data set, and that data set: they are like what the model has seen, too.
+        mix: cells in their sites' own mix of types, where the training cells of `frame` are a choice of them.
     """
     model = RecognitionModel(trained)
     types = model.card.types
@@ -51,18 +55,23 @@ def calibrate(
             vectors.append(found_there)
             taught = pd.concat([taught, new[0].set_index("sha256").loc[answers["sha256"]].reset_index()])
         index = pd.Index(types)
+        probabilities = predictions[[f"p_{t}" for t in types]].to_numpy("float32")[rows]
         found = confidence.fit(
-            predictions[[f"p_{t}" for t in types]].to_numpy("float32")[rows],
+            probabilities,
             reader.targets(watched, types, {})[0],
             index.get_indexer(pd.Index(watched["true_type"])),
             list(watched["site"]),
             embeddings[rows],
             np.concatenate(vectors),
             index.get_indexer(pd.Index(taught["true_type"])),
-            **params.confidence.model_dump(),
+            coverage=params.confidence.coverage,
+            max_error=params.confidence.max_error,
+            typical=params.confidence.typical,
+            offsets=offsets(train if mix is None else mix, train, types, params),
         )
     if found and "BLAST" in types:
-        blasts = false_alarm_share(watched, predictions["predicted_type"].iloc[rows].eq("BLAST").to_numpy(bool))
+        named = found.judge(probabilities, embeddings[rows], list(watched["site"]))[0].argmax(axis=1)
+        blasts = false_alarm_share(watched, named == types.index("BLAST"))
         rests_on = (blasts["smears"], blasts["pseudo_smears"])
         found = found.model_copy(update={"blasts_above": blasts["above"], "blast_free": rests_on})
     shutil.copytree(trained, out, dirs_exist_ok=True)
@@ -75,6 +84,26 @@ def calibrate(
         few = ", ".join(t for t, n in zip(types, found.num_cells, strict=True) if n < found.fewest)
         print(f"of {len(watched)} validation cells {found.named:.1%} are named, {found.error:.1%} of them wrongly")
         print(f"temperatures {found.temperatures}; too few cells for a limit of their own: {few or 'none'}")
+
+
+def offsets(
+    mix: pd.DataFrame, train: pd.DataFrame, types: tuple[str, ...], params: settings.Settings
+) -> dict[str, tuple[float, ...]]:
+    """Of each type's logarithm at each site: `confidence.natural_mix` of the way from the mix that training drew to the site's own.
+
+    Training draws a site's type in proportion to its number of cells ** (1 - train.balance). They sum to 0 over the types that the
+    site has; a type that it never had is left as it is, so that the first blast of a site of healthy donors is no less a blast.
+    """
+    found = {}
+    for site, own in mix.groupby("site"):
+        count, drawn = (
+            part["true_type"].value_counts().reindex(list(types), fill_value=0)
+            for part in (own, train[train["site"] == site])
+        )
+        moved = np.log(count.clip(lower=_FEW)) - (1 - params.train.balance) * np.log(drawn.clip(lower=_FEW))
+        moved = (moved - moved[count > 0].mean()).where(count > 0, 0.0) * params.confidence.natural_mix
+        found[str(site)] = tuple(round(float(v), 6) for v in moved)
+    return found
 
 
 if __name__ == "__main__":

@@ -53,7 +53,6 @@ def write(
         num_cells=len(usable),
         data_digest=dataset.digest(usable),
         parameters=params.model_dump(mode="json"),
-        map_px=recogniser.map_geometry(network),
     )
     plain_json.write(folder / CARD_FILE, card.model_dump(mode="json"))
     # The validation cells chose the temperature, so they are no fair test either.

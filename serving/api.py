@@ -23,7 +23,7 @@ from serving import http
 from serving.case_tables import stamp
 from serving.cases import Answer, Case, CaseStore, Key, case_of
 from smearline import __version__, cbc, pseudonyms, sites, vocabulary
-from smearline.errors import ImportSourceError
+from smearline.errors import ImageError, ImportSourceError
 from smearline.sites import Site
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def _body(media: str, properties: dict[str, Any], required: list[str]) -> dict[s
 _TEXT, _FILE = {"type": "string"}, {"type": "string", "format": "binary"}
 _IMAGES = {"type": "array", "items": _FILE, "maxItems": http.LIMITS["images"]}
 _RECOGNISE = {"images": _IMAGES, "site": _TEXT, "smear": _TEXT, "acquired_at": _TEXT | {"format": "date-time"}}
+_OCCLUSION = {"images": _IMAGES | {"maxItems": 1}, "site": _TEXT, "type": _TEXT}
 _DIAGNOSE = {"images": _IMAGES, "request": DiagnoseRequest.model_json_schema(), "cbc": _FILE}
 
 
@@ -154,14 +155,32 @@ async def diagnose(request: Request) -> Response:
     return await _answer(request, "diagnose", _valid(DiagnoseRequest, given), parts)
 
 
+@app.post("/v1/occlusion", openapi_extra=_body("multipart/form-data", _OCCLUSION, ["images", "site"]))
+async def occluded(request: Request) -> Response:
+    """A PNG of one image and of what its type rests on; the type, given or the most probable, is the header Smearline-Type.
+    Nothing is kept."""
+    http.allowed(request, "recognise")
+    parts = await http.multipart(request, "site", "type")
+    asked = _valid(SmearRequest, {"site": parts.texts.get("site")})
+    reader = request.app.state.desk.reader
+    site = _site_of(request, asked)
+    if len(parts.images) != 1:
+        raise HTTPException(422, "what a type rests on is shown of one image at a time: send one part 'images'")
+    named = parts.texts.get("type")
+    if named is not None and named not in reader.card.types:
+        raise HTTPException(422, f"the recogniser knows no type '{named}'; it knows {', '.join(reader.card.types)}")
+    try:
+        kind, picture = await reader.occluded(parts.images[0], site, named)
+    except ImageError as error:
+        raise HTTPException(422, f"{error.reason}: {error.detail}") from error
+    return Response(picture, media_type="image/png", headers={"Smearline-Type": kind})
+
+
 async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.Parts) -> Response:
     received, desk = datetime.now(UTC), request.app.state.desk
     reader, store = desk.reader, desk.store
-    holder = http.allowed(request, site=asked.site)
-    site = _site(sites.directory() / f"{asked.site}.yaml")
+    site, holder = _site_of(request, asked), http.allowed(request)
     origin = reader.origin(site, kind == "diagnose")
-    if site.use == "clinical" and reader.card.origin == "simulated":
-        raise HTTPException(409, f"site '{site.name}' is in clinical use, and this model learned from simulated data")
     if not parts.images:
         raise HTTPException(422, "a request needs at least one part 'images'")
     case, counts = _whose(asked, site, parts.cbc)
@@ -209,6 +228,15 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
         return await asyncio.to_thread(finish)
 
     return await desk.once(request, parts.digest, work)
+
+
+def _site_of(request: Request, asked: SmearRequest) -> Site:
+    """Raises HTTPException (403 for a site that is not the holder's, 409) and SiteError."""
+    http.allowed(request, site=asked.site)
+    site = _site(sites.directory() / f"{asked.site}.yaml")
+    if site.use == "clinical" and request.app.state.desk.reader.card.origin == "simulated":
+        raise HTTPException(409, f"site '{site.name}' is in clinical use, and this model learned from simulated data")
+    return site
 
 
 def _site(path: Path) -> Site:

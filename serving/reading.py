@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.cases import Case
-from smearline import cbc, diagnosis, differential, images, plain_json, sites, vocabulary
+from smearline import cbc, diagnosis, differential, images, occlusion, plain_json, sites, vocabulary
 from smearline.errors import ImageError
 from smearline.reader import prepare
 from smearline.recognition import RecognitionModel, split, table_of
@@ -86,8 +86,7 @@ class Reader:
     async def read(self, data: Sequence[bytes], site: Site, case: Case, acquired_at: datetime | None) -> Reading:
         """Recognise images; one that cannot be used is among the errors and leaves the others alone."""
         shas = [hashlib.sha256(d).hexdigest() for d in data]
-        scale = site.microns_per_px or site.assumed_microns_per_px
-        assert scale is not None, "Site holds one of the two"
+        scale = _scale(site)
         common = {
             **{name: getattr(site, name) for name in ("scanner", "stain", "origin", "microns_per_px")},
             **{name: getattr(case, name) for name in ("site", "smear", "patient")},
@@ -132,6 +131,19 @@ class Reader:
             tuple(p.row for p in pictures),
             tuple(s for seen, _ in parts for s in seen if isinstance(s, dict)),
         )
+
+    async def occluded(self, data: bytes, site: Site, named: str | None) -> tuple[str, bytes]:
+        """(type, PNG): what this name, or the most probable, rests on in the picture (smearline.occlusion). Raises ImageError."""
+
+        def look() -> NDArray[np.uint8]:
+            crop = prepare(data, _scale(site), self.card.field_um, self.card.size_px, _decode(data))
+            return occlusion.covered(crop)
+
+        crops = await self._run(look)
+        parts = [await self._recognise(crops[s : s + CHUNK]) for s in range(0, len(crops), CHUNK)]
+        types_NT = np.concatenate(parts)[:, : len(self.card.types)]
+        column = self.card.types.index(named) if named else int(types_NT[0].argmax())
+        return self.card.types[column], await self._run(occlusion.png, crops[0], occlusion.drop(types_NT[:, column]))
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
@@ -195,6 +207,12 @@ class Reader:
         if self.diagnosis:
             return {"status": "abstained", "group": None, "abstained_because": ["no image could be recognised"]}
         return {"status": "no diagnosis model", "group": None, "because": self.lineage["diagnosis_absent_because"]}
+
+
+def _scale(site: Site) -> float:
+    scale = site.microns_per_px or site.assumed_microns_per_px
+    assert scale is not None, "Site holds one of the two"
+    return scale
 
 
 def _decode(data: bytes) -> images.UInt8Array:

@@ -1,6 +1,8 @@
 """What a probability is worth: calibration, sets of types with a stated coverage, abstention, and cells unlike the training's.
 
 Everything is learned from the validation cells, which training did not see, and stands in the model's card:
+    offsets        training draws rare types more often than they come; so, at a site that it was trained on, each type's logarithm
+                   is moved towards the site's own mix of types (Saerens 2002, Neural Computation 14:21)
     temperatures   one for each site with `LEAST_OF_SITE` labelled cells (Guo 2017, ICML); other sites keep the model's own
     sets           label-conditional conformal prediction (Vovk 2012, Machine Learning 92:349): a type is in a cell's set where
                    its probability is at least that type's limit. Among exchangeable cells of a type, at least `coverage` of the
@@ -38,8 +40,10 @@ class Confidence(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     coverage: float
+    offsets: dict[str, tuple[float, ...]] = {}
+    """Site to what is added to the logarithms of the probabilities served, type by type."""
     temperatures: dict[str, float]
-    """Site to what the logarithms of the probabilities served are divided by."""
+    """Site to what they are then divided by."""
     limits: tuple[float, ...]
     """Of each type's probability. Types whose validation cells are too few for this coverage share the limit of all cells together,
     which promises nothing of them one by one."""
@@ -67,8 +71,7 @@ class Confidence(BaseModel):
         self, types_NT: NDArray[np.float32], embedding_NE: NDArray[np.float32], sites: Sequence[str]
     ) -> tuple[NDArray[np.float32], Bools, Floats, Bools]:
         """Calibrated probabilities (N x T), sets (N x T), distance (N), and whether each cell is named (N)."""
-        temperature_N = np.array([self.temperatures.get(site, 1.0) for site in sites])
-        calibrated = _tempered(types_NT, temperature_N[:, None])
+        calibrated = _calibrated(types_NT, sites, self.offsets, self.temperatures)
         in_set = calibrated >= np.array(self.limits)
         far = self._distance(embedding_NE)
         return calibrated.astype(np.float32), in_set, far, (calibrated.max(axis=1) >= self.named_from) & (far <= 1)
@@ -94,6 +97,7 @@ def fit(
     coverage: float,
     max_error: float,
     typical: float,
+    offsets: dict[str, tuple[float, ...]] | None = None,
 ) -> Confidence | None:
     """Learn from N labelled validation cells, and from the embeddings of M training cells and their types (indices).
 
@@ -110,12 +114,14 @@ def fit(
     if not known.any():
         return None
     site_N = np.array(sites)
+    offsets = offsets or {}
+    moved = _calibrated(types_NT, sites, offsets, {})
     temperatures = {
-        str(site): _temperature(types_NT[here], allowed_NT[here])
+        str(site): _temperature(moved[here], allowed_NT[here])
         for site in np.unique(site_N[known])
         if (here := known & (site_N == site)).sum() >= LEAST_OF_SITE
     }
-    found = _tempered(types_NT, np.array([temperatures.get(s, 1.0) for s in sites])[:, None])
+    found = _calibrated(types_NT, sites, offsets, temperatures)
     limits, numbers = [], []
     for t in range(types_NT.shape[1]):
         own = np.sort(found[label_N == t, t])
@@ -129,6 +135,7 @@ def fit(
     named_from, error, named = _limit(found.max(axis=1)[usual], right[usual], max_error)
     return Confidence(
         coverage=coverage,
+        offsets=offsets,
         temperatures=temperatures,
         limits=tuple(together if limit is None else limit for limit in limits),
         num_cells=tuple(numbers),
@@ -148,16 +155,27 @@ def risk_by_coverage(sure_N: Floats, right_N: Bools) -> tuple[Floats, Floats]:
     return count / len(order), np.cumsum(~right_N[order]) / count
 
 
-def _tempered(types_NT: NDArray[np.float32], temperature: Floats | float) -> Floats:
-    logs = np.log(np.maximum(types_NT.astype(float), 1e-12)) / temperature
+def _calibrated(
+    types_NT: NDArray[np.floating],
+    sites: Sequence[str],
+    offsets: dict[str, tuple[float, ...]],
+    temperatures: dict[str, float],
+) -> Floats:
+    none = (0.0,) * types_NT.shape[1]
+    moved = np.log(np.maximum(types_NT.astype(float), 1e-12)) + np.array([offsets.get(s, none) for s in sites])
+    return _softmax(moved / np.array([[temperatures.get(s, 1.0)] for s in sites]))
+
+
+def _softmax(logs: Floats) -> Floats:
     odds = np.exp(logs - logs.max(axis=1, keepdims=True))
     found: Floats = odds / odds.sum(axis=1, keepdims=True)
     return found
 
 
-def _temperature(types_NT: NDArray[np.float32], allowed_NT: Bools) -> float:
+def _temperature(types_NT: Floats, allowed_NT: Bools) -> float:
     grid = np.exp(np.linspace(np.log(0.3), np.log(3.0), 60))
-    loss = [-np.log(np.maximum((_tempered(types_NT, t) * allowed_NT).sum(axis=1), 1e-12)).mean() for t in grid]
+    logs = np.log(np.maximum(types_NT, 1e-12))
+    loss = [-np.log(np.maximum((_softmax(logs / t) * allowed_NT).sum(axis=1), 1e-12)).mean() for t in grid]
     return round(float(grid[int(np.argmin(loss))]), 6)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from smearline import dataset, evaluation_page, images, metrics, plain_json, vocabulary
+from smearline import dataset, evaluation_page, images, metrics, occlusion, plain_json, vocabulary
 from smearline.recognition import RecognitionModel, recognise, scale_of
 
 SUSPECTS = "suspects.csv"
@@ -112,7 +113,7 @@ def _wrong(judged: pd.DataFrame, trained: Sequence[str]) -> pd.DataFrame:
 def _examples(
     model: RecognitionModel, directory: Path, wrong: pd.DataFrame, count: int
 ) -> list[evaluation_page.ErrorExample]:
-    """The surest wrong answers of each site and label in turn, with the picture as the network saw it."""
+    """The surest wrong answers of each site and label in turn: the picture as the network saw it, and what the name rests on."""
     turn = wrong.groupby(["site", "true_type"]).cumcount().sort_values(kind="stable")
     chosen = wrong.loc[turn.index[:count]].sort_values(["site", "true_type"], kind="stable")
     wanted, crops = set(chosen["sha256"]), dict[str, images.UInt8Array]()
@@ -120,9 +121,15 @@ def _examples(
         for sha, *about, data in zip(*block.values(), strict=True):
             if sha in wanted:
                 crops[sha] = model.prepare(data, scale_of(*about)[0])
+
+    def picture(sha: str, named: str) -> bytes:
+        crop, column = crops[sha], model.card.types.index(named)
+        asked = model.run(occlusion.covered(crop), "type_probabilities")[0][:, column]
+        return images.jpeg_preview(np.hstack([crop, occlusion.overlay(crop, occlusion.drop(asked))]))
+
     return [
         evaluation_page.ErrorExample(
-            image_jpeg=images.jpeg_preview(crops[row.sha256]),
+            image_jpeg=picture(row.sha256, row.predicted_type),
             site=row.site,
             true_type=row.true_type,
             predicted_type=row.predicted_type,

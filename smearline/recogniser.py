@@ -5,9 +5,7 @@ Shapes: B images, T trained types, V characteristic values in all, C channels of
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,6 @@ from smearline.errors import ModelError
 
 PROJECTION_VERSION = "orthogonal-1"
 _DROPOUT = 0.2
-_CANVAS = 768
-"""Pixels: wider than what a place of a feature map sees."""
 
 
 class Recogniser(nn.Module):
@@ -175,7 +171,11 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def label_set_loss(
-    logits_BT: Tensor, allowed_BT: Tensor, smoothing: float, num_labelled: Tensor | None = None
+    logits_BT: Tensor,
+    allowed_BT: Tensor,
+    smoothing: float,
+    num_labelled: Tensor | None = None,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
     """Negative log of the probability that falls on the allowed types, averaged over the labelled images.
 
@@ -187,37 +187,45 @@ def label_set_loss(
         logits_BT: B x T.
         allowed_BT: B x T, bool.
         num_labelled: what the sum is divided by, where this batch is one worker's part of a larger one.
+        weight_B: of each image's loss in the sum.
     """
     labelled = allowed_BT.any(dim=1)
     logs = functional.log_softmax(logits_BT.float(), dim=1)
     inside = torch.logsumexp(logs.masked_fill(~allowed_BT, -torch.inf)[labelled], dim=1)
     per_image = -(1 - smoothing) * inside - smoothing * logs[labelled].mean(dim=1)
+    if weight_B is not None:
+        per_image = per_image * weight_B[labelled]
     return per_image.sum() / (labelled.sum().clamp(min=1) if num_labelled is None else num_labelled)
 
 
 def characteristics_loss(
-    logits_BV: Tensor, targets_BK: Tensor, slices: Sequence[slice], num_labelled_K: Tensor | None = None
+    logits_BV: Tensor,
+    targets_BK: Tensor,
+    slices: Sequence[slice],
+    num_labelled_K: Tensor | None = None,
+    weight_B: Tensor | None = None,
 ) -> Tensor:
     """Mean over the K characteristics of the cross-entropy over the images that have a label of it.
 
     Args:
         logits_BV: B x V.
         targets_BK: B x K, int64; -1 where there is no label.
-        num_labelled_K: as in `label_set_loss`.
+        num_labelled_K, weight_B: as in `label_set_loss`.
     """
     if num_labelled_K is None:
         num_labelled_K = (targets_BK >= 0).sum(dim=0).clamp(min=1)
     losses = []
     for column, part in enumerate(slices):
-        total = functional.cross_entropy(
-            logits_BV[:, part].float(), targets_BK[:, column], ignore_index=-1, reduction="sum"
+        per_image = functional.cross_entropy(
+            logits_BV[:, part].float(), targets_BK[:, column], ignore_index=-1, reduction="none"
         )
+        total = per_image.sum() if weight_B is None else per_image @ weight_B
         losses.append(total / num_labelled_K[column])
     return torch.stack(losses).mean() if losses else logits_BV.sum() * 0.0
 
 
 class Served(nn.Module):
-    """What is exported: uint8 images in, probabilities, embedding and class activation maps out."""
+    """What is exported: uint8 images in, probabilities and embedding out."""
 
     def __init__(self, recogniser: Recogniser, temperature: float) -> None:
         super().__init__()
@@ -225,51 +233,23 @@ class Served(nn.Module):
 
     def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
         """B x H x W x 3 uint8 to type probabilities (B x T), characteristic probabilities (B x V, each characteristic
-        summing to 1), embedding (B x E) and activation maps (B x T x h x w: what each place adds to a type's logit)."""
+        summing to 1) and embedding (B x E)."""
         net = self.recogniser
         images = images_BHWC.permute(0, 3, 1, 2).float() / 255.0
         type_logits, value_logits, features = net(images)
-        maps = functional.conv2d(features, net.type_head.weight[:, :, None, None])
         embedding = features.mean(dim=(2, 3)) @ net.projection
         values = [functional.softmax(value_logits[:, part], dim=1) for part in net.slices().values()]
         return (
             functional.softmax(type_logits / self.temperature, dim=1),
             torch.cat(values, dim=1) if values else value_logits,
             embedding,
-            maps,
         )
-
-
-def map_geometry(recogniser: Recogniser) -> tuple[float, float]:
-    """(where the first place of the feature map looks, how far the next one is), in pixels of the crop along either axis.
-
-    Not every network looks where a map that is merely enlarged would say: by padding on one side each halving shifts it, by half a
-    place at the end. Found from the gradient of one place of a copy whose filters all average, on a larger picture.
-    """
-    plain = copy.deepcopy(recogniser.backbone).eval().requires_grad_(False)
-    for module in plain.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.fill_(1 / module.weight[0].numel())
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            module.reset_parameters()
-    side = _CANVAS
-    image = torch.full((1, 3, side, side), 1e-3, requires_grad=True)
-    features = plain(image)
-    places = features.shape[-1]
-    step, middle = side / places, places // 2
-    (gradient,) = torch.autograd.grad(features[0, :, middle, middle].sum(), image)
-    weight = gradient.abs().sum(dim=(0, 1, 2)).double()
-    centre = float((weight * (torch.arange(side) + 0.5)).sum() / weight.sum())
-    # A network that normalises over its features gives no gradient here: then its map is taken for one that is merely smaller.
-    return (round(centre - middle * step, 2) if math.isfinite(centre) else step / 2), step
 
 
 def export_onnx(recogniser: Recogniser, temperature: float, size_px: int, path: Path) -> None:
     """Write the served form as ONNX with a free batch size."""
     served = Served(recogniser, temperature).eval()
-    names = ["type_probabilities", "characteristic_probabilities", "embedding", "activation_maps"]
+    names = ["type_probabilities", "characteristic_probabilities", "embedding"]
     torch.onnx.export(
         served,
         (torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8),),

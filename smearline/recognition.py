@@ -25,7 +25,7 @@ from smearline.confidence import Confidence
 from smearline.errors import DataError, ImageError, ModelError
 from smearline.reader import prepare
 
-CONTRACT = "recogniser-1"
+CONTRACT = "recogniser-2"
 ONNX_FILE, CARD_FILE, SEEN_FILE = "recogniser.onnx", "model.json", "trained_on.parquet"
 _BATCH = 32
 
@@ -50,8 +50,6 @@ class ModelCard(BaseModel):
     data_digest: str
     parameters: dict[str, Any]
     intended_use: str = "research use only"
-    map_px: tuple[float, float] | None = None
-    """Where the first place of an activation map looks, and how far the next one is, in pixels of the crop."""
     confidence: Confidence | None = None
     """None where there were no labelled validation cells to learn it from."""
 
@@ -111,8 +109,7 @@ class RecognitionModel:
         return prepare(data, microns_per_px, self.card.field_um, self.card.size_px)
 
     def run(self, images_BHWC: NDArray[np.uint8], *outputs: str) -> list[NDArray[np.float32]]:
-        """The outputs named: type_probabilities (B x T), characteristic_probabilities (B x V), embedding (B x E),
-        activation_maps (B x T x h x w)."""
+        """The outputs named: type_probabilities (B x T), characteristic_probabilities (B x V), embedding (B x E)."""
         return list(self._session.run(list(outputs), {"images": images_BHWC}))
 
 

@@ -64,6 +64,26 @@ def test_temperatures_mend_a_model_that_is_too_sure_and_only_where_there_are_lab
     assert gap["a"] < 0.02 < 0.1 < gap["elsewhere"]
 
 
+@pytest.mark.mission("what training drew more often than it comes is not answered more often than it comes")
+def test_offsets_bring_back_the_sites_own_mix_of_types():
+    """Bayes: probabilities learned at another mix, moved to the site's, are those of the site; elsewhere nothing is moved."""
+    random = np.random.default_rng(5)
+    own, drawn_mix = np.array([0.7, 0.2, 0.08, 0.02]), np.full(4, 0.25)
+    kind = random.choice(4, 6000, p=own)
+    seen = np.eye(4)[kind] * 1.5 + random.normal(0, 1, (6000, 4))
+    likelihood = np.exp(-((seen[:, None] - 1.5 * np.eye(4)) ** 2).sum(axis=2) / 2)
+    said = (likelihood * drawn_mix / (likelihood * drawn_mix).sum(axis=1, keepdims=True)).astype(np.float32)
+    embedding = np.zeros((6000, E), np.float32)
+    moves = {"a": tuple(np.log(own / drawn_mix))}
+    limits = {"coverage": 0.9, "max_error": 0.1, "typical": 1.0, "offsets": moves}
+    made = confidence.fit(said, np.eye(4, dtype=bool)[kind], kind, ["a"] * 6000, embedding, embedding, kind, **limits)
+    assert made is not None and made.temperatures["a"] == pytest.approx(1, abs=0.08)
+    moved, *_ = made.judge(said, embedding, ["a"] * 6000)
+    np.testing.assert_allclose(moved.mean(axis=0), own, atol=0.02)
+    assert (moved.argmax(axis=1) == kind).mean() > (said.argmax(axis=1) == kind).mean() + 0.05
+    np.testing.assert_allclose(made.judge(said, embedding, ["elsewhere"] * 6000)[0], said, atol=1e-5)
+
+
 def test_cells_are_left_unidentified_until_the_error_is_what_was_asked_for():
     made = fitted()
     assert made.error <= 0.1

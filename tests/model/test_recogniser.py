@@ -12,7 +12,7 @@ import torch
 from conftest import put
 from torch.nn import functional
 
-from smearline import activation, augmentation, reader, recogniser, vocabulary
+from smearline import augmentation, occlusion, reader, recogniser, vocabulary
 from smearline.errors import DataError, ModelError
 
 TYPES = ("NEUT_SEG", "NEUT_BAND", "BLAST", "LYMPH")
@@ -68,15 +68,12 @@ def test_the_served_form_equals_the_network(network: recogniser.Recogniser, tmp_
     recogniser.export_onnx(network, 1.7, 48, tmp_path / "m.onnx")
     batch = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
-    types, values, embedding, maps = session.run(None, {"images": batch})
+    types, values, embedding = session.run(None, {"images": batch})
     with torch.inference_mode():
         logits, value_logits, _ = network(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255)
     np.testing.assert_allclose(types, functional.softmax(logits / 1.7, 1), atol=1e-5)
     np.testing.assert_allclose(values[:, :2], functional.softmax(value_logits[:, :2], 1), atol=1e-5)
     assert embedding.shape == (5, 16)
-    # A type's activation map averages to its logit, less the bias: it says where the logit comes from.
-    bias = network.type_head.bias.detach().numpy()
-    np.testing.assert_allclose(maps.mean(axis=(2, 3)) + bias, logits, atol=1e-4)
 
 
 def test_the_embedding_is_the_same_on_every_machine():
@@ -195,32 +192,23 @@ def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
         recogniser.load_initial_weights(other, str(tmp_path / "old.safetensors"))
 
 
-@pytest.mark.mission("an activation map is drawn where the network looked")
-@pytest.mark.parametrize(
-    ("backbone", "first"), [("tf_efficientnet_lite0", 31), ("efficientnet_lite0", 0), ("resnet18", 0)]
-)
-def test_where_the_places_of_a_map_look(backbone: str, first: float):
-    # By hand: a halving looks at 2i + 1 with TensorFlow's padding of even sizes, at 2i with as much on both sides; five halvings.
-    found = recogniser.map_geometry(recogniser.Recogniser(backbone, TYPES, VALUES, 16))
-    assert found == (pytest.approx(first, abs=2), 32)
+@pytest.mark.mission("what a name rests on is shown where covering it costs the name most")
+def test_an_occlusion_map_finds_what_the_answer_hangs_on():
+    crop = np.full((96, 96, 3), 230, np.uint8)
+    crop[60:72, 24:36] = (90, 40, 140)  # row 5, column 2 of 8
 
+    def purple(crops: np.ndarray) -> np.ndarray:
+        """A recogniser that goes by the purple alone."""
+        return 0.1 + 0.8 * (crops[..., 1] < 100).sum(axis=(1, 2)) / 144
 
-def test_a_network_without_a_gradient_there_is_taken_as_it_is():
-    assert recogniser.map_geometry(recogniser.Recogniser("convnext_atto", TYPES, VALUES, 16)) == (16, 32)
-
-
-def test_the_overlay_lies_where_the_map_says():
-    spoke = np.zeros((3, 3), np.float32)
-    spoke[1, 2] = 5
-    spoke[0, 0] = -5
-    black = np.zeros((96, 96, 3), np.uint8)
-    as_it_is, shifted = (
-        activation.overlay(black, spoke)[:, :, 0],
-        activation.overlay(black, spoke, (0.0, 32.0))[:, :, 0],
-    )
-    assert np.unravel_index(as_it_is.argmax(), as_it_is.shape) in ((47, 79), (47, 80)), (
-        "the middle of the place at the right"
-    )
-    assert np.unravel_index(shifted.argmax(), shifted.shape)[0] in (31, 32) and shifted[32, 64] > 0.9 * shifted.max()
-    assert as_it_is[10, 10] == shifted[10, 10] == 0, "what speaks against it is not drawn"
-    assert (activation.overlay(black, np.zeros((3, 3), np.float32)) == 0).all()
+    covered = occlusion.covered(crop)
+    assert covered.shape == (65, 96, 96, 3) and (covered[0] == crop).all()
+    assert (covered[1:] != crop).any(axis=(1, 2, 3)).sum() < 12, "only places that touch it change anything"
+    drop = occlusion.drop(purple(covered))
+    assert np.unravel_index(drop.argmax(), drop.shape) == (5, 2) and drop[0, 0] == 0
+    assert drop[5, 2] == pytest.approx(np.log(0.9 / 0.1) - np.log(0.1 / 0.9))
+    shown = occlusion.overlay(crop, drop)
+    changed = (shown.astype(int) - crop)[:, :, 2]
+    assert changed[66, 30] == changed.min() < 0 and (shown[:30] == crop[:30]).all()
+    assert (occlusion.overlay(crop, -np.ones((8, 8))) == crop).all(), "what speaks against it is not drawn"
+    assert occlusion.png(crop, drop).startswith(b"\x89PNG")

@@ -67,6 +67,25 @@ def test_a_bad_image_is_answered_for_itself(client: httpx.Client):
     assert answer["origin"] == "simulated" and answer["intended_use"] == "research use only"
 
 
+@pytest.mark.mission("what a cell's name rests on is shown by the service")
+def test_what_a_name_rests_on_is_a_picture(client: httpx.Client):
+    cell = picture(1)
+    named = client.post("/v1/recognise", data={"site": "sim_north"}, files=parts(cell)).json()["cells"][0]["type"]
+    shown = client.post("/v1/occlusion", data={"site": "sim_north"}, files=parts(cell))
+    assert shown.headers["content-type"] == "image/png" and shown.headers["smearline-type"] == named
+    pixels = np.asarray(Image.open(io.BytesIO(shown.content)))
+    assert pixels.shape[1] == 2 * pixels.shape[0] and (pixels[:, : len(pixels)] != pixels[:, len(pixels) :]).any()
+    other = client.post("/v1/occlusion", data={"site": "sim_north", "type": "EOS"}, files=parts(cell))
+    assert other.headers["smearline-type"] == "EOS"
+
+    def refused(*images: bytes, **more: str) -> str:
+        return problem(client.post("/v1/occlusion", data={"site": "sim_north", **more}, files=parts(*images)), 422)
+
+    assert "one image at a time" in refused(cell, picture(2))
+    assert "unreadable" in refused(b"no image")
+    assert "knows no type 'eosinophil'" in refused(cell, type="eosinophil")
+
+
 def test_a_smear_is_answered_with_differential_diagnosis_and_blood_count(client: httpx.Client):
     answer = diagnose(
         client, "M-1", *(picture(i) for i in range(12)), cbc=BLOOD, acquired_at="2026-03-01T23:30:00-05:00"
