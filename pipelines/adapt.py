@@ -11,11 +11,13 @@ recogniser, whose data are home.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as plots
 from numpy.typing import NDArray
 
 from pipelines import calibrate, train_cells, training
@@ -95,6 +97,36 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
     }
     plain_json.write(out / REPORT, plain_json.plain(report))
     return report
+
+
+def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None) -> pd.DataFrame:
+    """`adapt` for each budget into `out`/BUDGET, and `out`/adaptation_curve.{csv,html}: what so many labels bring.
+
+    Cells that one budget chose are not those of a smaller one and some more. Raises as `adapt` does, before anything is trained
+    where the labels of the largest budget are missing.
+    """
+    rows = list[dict[str, Any]]()
+    for budget in sorted(budgets, reverse=True):
+        report = adapt(model, cells, budget, out / str(budget), weights)
+        for where, words in (("new_site", "the new site"), ("home_validation_cells", "home")):
+            for when, figures in report[where].items():
+                labels = 0 if when == "before" else report["labelled"]
+                rows.append({"where": words, "labels": labels, **(figures or {})})
+    table = pd.DataFrame(rows).drop_duplicates(["where", "labels"]).sort_values(["where", "labels"])
+    table.to_csv(out / "adaptation_curve.csv", index=False)
+    figure = plots.Figure()
+    for (where, part), dash in zip(table.groupby("where"), ("dot", "solid"), strict=False):
+        for name in ("accuracy", "balanced_accuracy"):
+            line = {"dash": dash}
+            figure.add_scatter(x=part["labels"], y=part[name], mode="lines+markers", line=line, name=f"{where}: {name}")
+    figure.update_layout(
+        title="Research use only. Adaptation: share of right names among cells of held-out patients, by labels of the new site",
+        xaxis_title="labelled cells of the new site",
+        yaxis_tickformat=".0%",
+        template="plotly_white",
+    )
+    figure.write_html(out / "adaptation_curve.html", include_plotlyjs=True)
+    return table
 
 
 def choose(predictions: pd.DataFrame, embeddings: NDArray[np.float16], budget: int, seed: int) -> list[str]:

@@ -94,13 +94,18 @@ def _stain(images: Tensor, draws: Draws, strength: float) -> Tensor:
     off_diagonal = 1 - torch.eye(3, device=images.device)
     mixing = torch.diag_embed(gain) + 0.06 * strength * draws.normal * off_diagonal
     offset = 0.08 * u[:, 4:5] + 0.06 * u[:, 5:8]
-    gamma = torch.exp(0.2 * u[:, 8])[:, None, None, None]
-    density = torch.einsum("bij,bjhw->bihw", mixing, -torch.log(images.clamp(min=1 / 255)))
-    density = (density + offset[:, :, None, None]).clamp(min=1e-4)
-    return torch.exp(-(density**gamma))
+    gamma = torch.exp(0.2 * u[:, 8])[:, None, None]
+    light = images.clamp(min=1 / 255).flatten(2)
+    density = torch.baddbmm(offset[:, :, None], mixing, light.log_().neg_()).clamp_(min=1e-4)
+    return (
+        density.log_().mul_(gamma).exp_().neg_().exp_().view_as(images)
+    )  # a power by its logarithm: several times faster
 
 
 def _blur(images: Tensor, amount: Tensor) -> Tensor:
-    """One image in six loses sharpness: a blend with its 3 x 3 mean."""
-    weight = ((amount - 0.67) * 3.0).clamp(0.0, 1.0)[:, None, None, None]
-    return images + weight * (functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False) - images)
+    """One image in six loses sharpness: a blend with its 3 x 3 mean. The others are not touched, which saves time."""
+    weight = ((amount - 0.67) * 3.0).clamp(0.0, 1.0)
+    rows = weight.nonzero().squeeze(1)
+    sharp = images[rows]
+    soft = functional.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
+    return images.index_copy(0, rows, torch.lerp(sharp, soft, weight[rows][:, None, None, None]))

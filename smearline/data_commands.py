@@ -98,11 +98,22 @@ def adapt(
     model: Annotated[Path, typer.Option(help="The model folder to go on from.")],
     cells: Annotated[Path, typer.Option(help="A data set of the new site.")],
     out: Annotated[Path, typer.Option(help="The adapted model folder; its weights come beside it.")],
-    budget: Annotated[int, typer.Option(min=1, help="Cells of the new site that are labelled.")] = 100,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Cells of the new site to label; default 100. Several: a model each, and a curve.",
+        ),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Of the model; default: MODEL.safetensors.")] = None,
 ) -> None:
     """A recogniser for a new site from a few labelled cells, which it chooses. In the workspace that made the model."""
-    found = outside("pipelines.adapt").adapt(model, _set(cells), budget, out, weights)
+    domain, budgets = outside("pipelines.adapt"), sorted(set(budget or [100]))
+    if len(budgets) > 1:
+        domain.curve(model, _set(cells), budgets, out, weights)
+        print(f"page: {out / 'adaptation_curve.html'}")
+        return
+    found = domain.adapt(model, _set(cells), budgets[0], out, weights)
     print(f"{found['labelled']} cells trained on: {', '.join(f'{n} {t}' for t, n in found['chosen'].items())}")
     for where in ("new_site", "home_validation_cells"):
         for when, figures in found[where].items():
