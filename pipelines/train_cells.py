@@ -38,7 +38,7 @@ def write(
     network.load_state_dict(trained.state)
     folder.mkdir(parents=True, exist_ok=True)
     recogniser.save_weights(network, weights)
-    recogniser.export_onnx(network, temperature, params.image.size_px, folder / ONNX_FILE)
+    recogniser.export_onnx(network, temperature, params.image.size_px, folder / ONNX_FILE, params.model.views)
     card = ModelCard(
         contract=CONTRACT,
         vocabulary=vocabulary.load().version,
@@ -48,6 +48,7 @@ def write(
         size_px=params.image.size_px,
         embedding=f"{recogniser.PROJECTION_VERSION}-{params.model.embedding_dim}",
         temperature=temperature,
+        views=params.model.views,
         origin="simulated" if (usable["origin"] == "simulated").any() else "real",
         sites=tuple(sorted(usable["site"].unique())),
         num_cells=len(usable),

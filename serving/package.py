@@ -44,7 +44,7 @@ def onnx_difference(model: RecognitionModel, weights: Path, directory: Path) -> 
     rows = chain.from_iterable(zip(block["image"], block["width"], strict=True) for block in blocks)
     batch = np.stack([model.prepare(data, card.field_um / width) for data, width in islice(rows, _COMPARED)])
     with torch.inference_mode():
-        expected = Served(network, card.temperature).eval()(torch.from_numpy(batch))
+        expected = Served(network, card.temperature, card.views).eval()(torch.from_numpy(batch))
     found = model.run(batch, "type_probabilities", "characteristic_probabilities")
     return max(float(np.abs(f - e.numpy()).max()) if f.size else 0.0 for f, e in zip(found, expected[:2], strict=True))
 

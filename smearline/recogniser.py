@@ -225,19 +225,25 @@ def characteristics_loss(
 
 
 class Served(nn.Module):
-    """What is exported: uint8 images in, probabilities and embedding out."""
+    """What is exported: uint8 images in, probabilities and embedding out.
 
-    def __init__(self, recogniser: Recogniser, temperature: float) -> None:
+    A cell has no upper side: with 2 or 4 views the network also sees it mirrored, and its answers are averaged (logits and
+    features). It takes as many times as long.
+    """
+
+    def __init__(self, recogniser: Recogniser, temperature: float, views: int = 1) -> None:
         super().__init__()
-        self.recogniser, self.temperature = recogniser, temperature
+        self.recogniser, self.temperature, self.mirrored = recogniser, temperature, ((), (3,), (2,), (2, 3))[:views]
 
     def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
         """B x H x W x 3 uint8 to type probabilities (B x T), characteristic probabilities (B x V, each characteristic
         summing to 1) and embedding (B x E)."""
         net = self.recogniser
         images = images_BHWC.permute(0, 3, 1, 2).float() / 255.0
-        type_logits, value_logits, features = net(images)
-        embedding = features.mean(dim=(2, 3)) @ net.projection
+        seen = [net(images.flip(axes) if axes else images) for axes in self.mirrored]
+        pooled = [(types, values, features.mean(dim=(2, 3))) for types, values, features in seen]
+        type_logits, value_logits, features = (torch.stack(part).mean(dim=0) for part in zip(*pooled, strict=True))
+        embedding = features @ net.projection
         values = [functional.softmax(value_logits[:, part], dim=1) for part in net.slices().values()]
         return (
             functional.softmax(type_logits / self.temperature, dim=1),
@@ -246,9 +252,9 @@ class Served(nn.Module):
         )
 
 
-def export_onnx(recogniser: Recogniser, temperature: float, size_px: int, path: Path) -> None:
+def export_onnx(recogniser: Recogniser, temperature: float, size_px: int, path: Path, views: int = 1) -> None:
     """Write the served form as ONNX with a free batch size."""
-    served = Served(recogniser, temperature).eval()
+    served = Served(recogniser, temperature, views).eval()
     names = ["type_probabilities", "characteristic_probabilities", "embedding"]
     torch.onnx.export(
         served,

@@ -44,6 +44,8 @@ class ModelCard(BaseModel):
     embedding: str
     """Version of the fixed projection."""
     temperature: float
+    views: int = 1
+    """Mirrored pictures over which an answer is averaged."""
     origin: str
     sites: tuple[str, ...]
     num_cells: int

@@ -43,6 +43,7 @@ class ModelSettings(_Section):
     weights: str
     frozen_batch_norm: bool
     embedding_dim: int = Field(ge=8, le=512)
+    views: Literal[1, 2, 4]
 
 
 class TrainSettings(_Section):

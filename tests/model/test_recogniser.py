@@ -74,6 +74,13 @@ def test_the_served_form_equals_the_network(network: recogniser.Recogniser, tmp_
     np.testing.assert_allclose(types, functional.softmax(logits / 1.7, 1), atol=1e-5)
     np.testing.assert_allclose(values[:, :2], functional.softmax(value_logits[:, :2], 1), atol=1e-5)
     assert embedding.shape == (5, 16)
+    recogniser.export_onnx(network, 1.7, 48, tmp_path / "four.onnx", views=4)
+    four = onnxruntime.InferenceSession(str(tmp_path / "four.onnx"))
+    answers = [four.run(None, {"images": b}) for b in (batch, batch[:, ::-1], batch[:, ::-1, ::-1])]
+    for mirrored in answers[1:]:
+        for first, second in zip(answers[0], mirrored, strict=True):
+            np.testing.assert_allclose(first, second, atol=1e-4)
+    assert np.abs(answers[0][0] - types).max() > 1e-4, "one view alone says something else"
 
 
 def test_the_embedding_is_the_same_on_every_machine():
