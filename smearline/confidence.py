@@ -147,6 +147,22 @@ def fit(
     )
 
 
+def mix_of(types_NT: NDArray[np.float32], drawn_T: Floats, rounds: int = 200) -> Floats:
+    """The mix of types among unlabelled cells (T, sums to 1), by expectation and maximisation (Saerens 2002).
+
+    It holds as far as a type looks there as it did in training; a cell of an untaught type falls to some type all the same.
+
+    Args:
+        drawn_T: the mix that training drew.
+    """
+    mix = drawn_T
+    for _ in range(rounds):
+        odds = types_NT * (mix / drawn_T)
+        mix = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
+    found: Floats = mix
+    return found
+
+
 def risk_by_coverage(sure_N: Floats, right_N: Bools) -> tuple[Floats, Floats]:
     """(share answered, share wrong among them), the surest cells first: the risk-coverage curve (El-Yaniv & Wiener 2010,
     JMLR 11:1605)."""

@@ -108,7 +108,7 @@ def adapt(
     weights: Annotated[Path | None, typer.Option(help="Of the model; default: MODEL.safetensors.")] = None,
 ) -> None:
     """A recogniser for a new site from a few labelled cells, which it chooses. In the workspace that made the model."""
-    domain, budgets = outside("pipelines.adapt"), sorted(set(budget or [100]))
+    domain, budgets = outside("pipelines.adapt"), sorted(set([100] if budget is None else budget))
     if len(budgets) > 1:
         domain.curve(model, _set(cells), budgets, out, weights)
         print(f"page: {out / 'adaptation_curve.html'}")

@@ -84,6 +84,19 @@ def test_offsets_bring_back_the_sites_own_mix_of_types():
     np.testing.assert_allclose(made.judge(said, embedding, ["elsewhere"] * 6000)[0], said, atol=1e-5)
 
 
+@pytest.mark.mission("the mix of types at a new site is estimated without labels")
+def test_a_mix_is_found_without_labels():
+    random = np.random.default_rng(6)
+    own, drawn_mix = np.array([0.6, 0.3, 0.1, 0.0]), np.array([0.1, 0.2, 0.3, 0.4])
+    kind = random.choice(4, 4000, p=own)
+    seen = np.eye(4)[kind] * 2 + random.normal(0, 1, (4000, 4))
+    likelihood = np.exp(-((seen[:, None] - 2 * np.eye(4)) ** 2).sum(axis=2) / 2)
+    said = (likelihood * drawn_mix / (likelihood * drawn_mix).sum(axis=1, keepdims=True)).astype(np.float32)
+    naive = said.mean(axis=0)
+    found = confidence.mix_of(said, drawn_mix)
+    assert found.sum() == pytest.approx(1) and np.abs(found - own).max() < 0.03 < np.abs(naive - own).max()
+
+
 def test_cells_are_left_unidentified_until_the_error_is_what_was_asked_for():
     made = fitted()
     assert made.error <= 0.1

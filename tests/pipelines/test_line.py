@@ -315,7 +315,9 @@ def test_a_run_ends_where_it_is_told_to(frame: pd.DataFrame, tmp_path: Path, mon
 @pytest.mark.mission(
     "a recogniser is adapted to a new site by a few cells that the platform chooses, and forgets nothing"
 )
-def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(workspace: Path, tmp_path: Path):
+def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     site, cells, out = sites.load("sim_east", CHECKOUT / "sites"), tmp_path / "new", tmp_path / "adapted"
     simulator.simulate(tmp_path / "raw", sites=[site], seed=8, num_patients=8, cells_per_smear=12)
     importing.import_source(sources.load("folder"), tmp_path / "raw" / "sim_east", site, cells)
@@ -340,6 +342,13 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(workspace:
     labels = cells / "labels"
     shutil.move(labels, tmp_path / "kept")
     labels.mkdir()
+    monkeypatch.chdir(workspace)  # without any label, only the site's mix of types is learned
+    unlabelled = adapt.adapt(Path("models/recogniser"), cells, 0, tmp_path / "mixed")
+    mixed = recognition.RecognitionModel(tmp_path / "mixed").card.confidence
+    assert mixed is not None and set(mixed.offsets) == {"sim_north", "sim_south", "sim_east"}
+    assert sum(unlabelled["estimated_mix"]["sim_east"].values()) == pytest.approx(1, abs=1e-3)
+    network = (tmp_path / "mixed" / recognition.ONNX_FILE).read_bytes()
+    assert network == (workspace / "models/recogniser" / recognition.ONNX_FILE).read_bytes()
     given = [
         "adapt",
         "--model",
