@@ -74,7 +74,7 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
     else:
         shutil.copytree(model, out, dirs_exist_ok=True)
         shutil.copy2(weights, out.with_name(f"{out.name}.safetensors"))
-    mixes = _note_mixes(out, cells, set(candidates), recipe.train.balance)
+    mixes = _note_mixes(out, cells, set(candidates), recipe)
 
     after = RecognitionModel(out)
     judged = site[judging & labelled & ~seen]
@@ -124,8 +124,9 @@ def _train_on(
     shutil.rmtree(unfinished)
 
 
-def _note_mixes(out: Path, cells: Path, keep: set[str], balance: float) -> dict[str, dict[str, float]]:
-    """Put offsets towards their own mix of types, estimated from these unlabelled cells, into the card for sites that have none.
+def _note_mixes(out: Path, cells: Path, keep: set[str], recipe: settings.Settings) -> dict[str, dict[str, float]]:
+    """Put offsets, `confidence.natural_mix` of the way to their own mix of types as these unlabelled cells give it, into the card for
+    sites that have none; returns the mixes.
 
     No type is taken for more than `_RAREST` times rarer than training drew it, and blasts for no rarer at all: a rare cell that
     is missed costs more than the figure gains.
@@ -134,7 +135,7 @@ def _note_mixes(out: Path, cells: Path, keep: set[str], balance: float) -> dict[
     if model.card.confidence is None or not keep:
         return {}
     predictions = recognise(model, cells, keep=keep)[0]
-    counts = model.seen.groupby(["site", "true_type"]).size() ** (1 - balance)
+    counts = model.seen.groupby(["site", "true_type"]).size() ** (1 - recipe.train.balance)
     drawn = counts.groupby("true_type").sum().reindex(list(model.card.types)).fillna(1.0).to_numpy(float)
     drawn /= drawn.sum()
     offsets, found = dict(model.card.confidence.offsets), {}
@@ -143,7 +144,7 @@ def _note_mixes(out: Path, cells: Path, keep: set[str], balance: float) -> dict[
             continue
         mix = confidence.mix_of(part[[f"p_{t}" for t in model.card.types]].to_numpy(np.float32), drawn)
         least = np.where(np.array(model.card.types) == "BLAST", 1.0, 1 / _RAREST)
-        moved = np.log(np.maximum(mix / drawn, least))
+        moved = recipe.confidence.natural_mix * np.log(np.maximum(mix / drawn, least))
         offsets[str(site)] = tuple(round(float(v), 6) for v in moved)
         found[str(site)] = {t: round(float(v), 4) for t, v in zip(model.card.types, mix, strict=True)}
     limits = model.card.confidence.model_copy(update={"offsets": offsets})
