@@ -125,8 +125,8 @@ def _train_on(
 
 
 def _note_mixes(out: Path, cells: Path, keep: set[str], recipe: settings.Settings) -> dict[str, dict[str, float]]:
-    """Put offsets, `confidence.natural_mix` of the way to their own mix of types as these unlabelled cells give it, into the card for
-    sites that have none; returns the mixes.
+    """Put offsets into the card for sites that have none, `confidence.natural_mix` of the way to the mix of types of these cells,
+    whose labels are not looked at; returns the mixes.
 
     No type is taken for more than `_RAREST` times rarer than training drew it, and blasts for no rarer at all: a rare cell that
     is missed costs more than the figure gains.

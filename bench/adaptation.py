@@ -1,0 +1,88 @@
+"""What labels of a new site bring: the recogniser of PBC alone at JHU, with its mix estimated and with 20 to 200 labelled cells.
+
+    python -m bench.adaptation .work/cross-pbc DATA [--budget 0 20 50 100 200]     (after make real-cross; DATA has the folder jhu)
+
+Held-out patients of JHU judge, none of whose cells are chosen (pipelines/adapt.py). `ten types`: the cells of the ten types that
+both sites have, as answered over all types that the model knows; `site's types`: all labelled cells. Intervals: patients resampled.
+Result: bench/results/adaptation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench import results
+from bench.ablation import COMMON
+from pipelines import adapt
+from smearline import dataset, importing, settings, sites, sources, splits, vocabulary
+from smearline.metrics import intervals
+from smearline.recognition import RecognitionModel, recognise
+
+
+def figures(judged: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
+    words = vocabulary.load()
+    parents = {child: parent for parent, children in words.parents.items() for child in children}
+    said = predictions.set_index("sha256").loc[judged["sha256"], "predicted_type"].to_numpy()
+    label = judged["true_type"].to_numpy()
+    right = np.array([s in words.children(t) for s, t in zip(said, label, strict=True)])
+    near = np.array([parents.get(s, s) == parents.get(t, t) for s, t in zip(said, label, strict=True)])
+    common = np.isin(label.astype(str), COMMON)
+    count = pd.Series(label).value_counts()
+    means = pd.Series(right).groupby(label).mean()[count[count >= 20].index]
+
+    def share(hit: Any, rows: Any) -> dict[str, float]:
+        counts = intervals.bootstrap_counts(
+            judged["patient"].to_numpy()[rows], hit[rows].astype(int)[:, None], 2, np.random.default_rng(7)
+        )
+        found = intervals.proportion(counts[:, 1], counts.sum(axis=1))
+        return {name: round(value, 4) for name, value in found.items() if value is not None}
+
+    everything = np.ones(len(judged), bool)
+    return {
+        "cells": len(judged),
+        "patients": int(judged["patient"].nunique()),
+        "ten types": share(right, common),
+        "ten types, by parents": share(near, common),
+        "site's types": share(right, everything),
+        "site's types, balanced": round(float(means.mean()), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--budget", type=int, nargs="+", default=[0, 20, 50, 100, 200])
+    given = parser.parse_args()
+    workspace, jhu = given.workspace.resolve(), given.data.resolve() / "jhu"
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(workspace):
+        cells = Path(temporary) / "cells"
+        importing.import_source(sources.load("jhu"), jhu, sites.load("jhu"), cells)
+        index = dataset.labelled_index(cells)
+        labelled = index["true_type"].notna() & ~index["conflicted"].astype(bool)
+        chosen = settings.load().adapt
+        judged = index[labelled & (splits.places(index, chosen.seed) < chosen.held_out)]
+        keep, model = set(judged["sha256"]), Path("models/recogniser")
+        first = figures(judged, recognise(RecognitionModel(model), cells, keep=keep)[0])
+        rows.append({"labels": 0, "mix estimated": False, **first})
+        for budget in given.budget:
+            started, out = time.monotonic(), Path(temporary) / f"adapted-{budget}"
+            report = adapt.adapt(model, cells, budget, out)
+            found = figures(judged, recognise(RecognitionModel(out), cells, keep=keep)[0])
+            home = {when: f["accuracy"] for when, f in report["home_validation_cells"].items()}
+            minutes = round((time.monotonic() - started) / 60, 1)
+            rows.append({"labels": budget, "mix estimated": True, **found, "home": home, "minutes": minutes})
+            results.write("adaptation", {"rows": rows}, workspace / "data")
+
+
+if __name__ == "__main__":
+    main()
