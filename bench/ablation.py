@@ -26,7 +26,7 @@ from pipelines import training
 from smearline import dataset, reader, recogniser, settings, vocabulary
 from smearline.recognition import scale_of
 
-QUARTER = {"train": {"epochs": 7, "small_epochs": 5, "small_px": 96}, "image": {"size_px": 128}}
+QUARTER = {"train": {"epochs": 7, "small_epochs": 2}}
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "the recipe": {},
     "padding as TensorFlow's": {"model": {"backbone": "tf_efficientnet_lite0"}},
@@ -34,12 +34,14 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "batch normalisation by the batch": {"model": {"frozen_batch_norm": False}},
     "no stain jitter": {"train": {"stain_jitter": 0.0}},
     "twice the stain jitter": {"train": {"stain_jitter": 2.0}},
+    "no mixup": {"train": {"mixup": 0.0}},
     "no balancing": {"train": {"balance": 0.0}},
     "all strata alike": {"train": {"balance": 1.0}},
     "no label smoothing": {"train": {"label_smoothing": 0.0}},
     "no averaging of weights": {"train": {"ema_decay": 0.0}},
     "no characteristics": {"train": {"characteristics_weight": 0.0}},
-    "no small pictures first": {"train": {"epochs": 5, "small_epochs": 0}},
+    "no small pictures first": {"train": {"epochs": 6, "small_epochs": 0}},
+    "small pictures alone": {"image": {"size_px": 96}, "train": {"epochs": 9, "small_epochs": 0}},
     "half the learning rate": {"train": {"lr": 3.5e-4}},
     "twice the learning rate": {"train": {"lr": 1.4e-3}},
 }

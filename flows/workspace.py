@@ -59,6 +59,8 @@ class Workspace:
         """Commit these files, as far as they are there, and no others; nothing where none has changed. Waits for another
         git command to end."""
         paths = tuple(path for path in paths if (self.folder / path).exists())
+        if not paths:  # to git no paths are all of them
+            return
         for attempt in range(20):
             try:
                 self.git("add", "--", *map(str, paths))

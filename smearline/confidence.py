@@ -239,7 +239,7 @@ def _centres(
     centre = np.array([mean[t] for t in known])
     rest = np.concatenate([taught[taught_M == t] - mean[t] for t in known])
     values, vectors = np.linalg.eigh(ledoit_wolf(rest, assume_centered=True)[0])
-    whitening = vectors / np.sqrt(values)
+    whitening = vectors / np.sqrt(np.maximum(values, 1e-9 * max(float(values.max()), 1.0)))
     away = (embedding_NE.astype(float)[:, None] - centre) @ whitening
     distance = np.sqrt((away**2).sum(axis=2)).min(axis=1)
     unit = float(np.quantile(distance, typical)) or 1.0
