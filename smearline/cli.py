@@ -123,11 +123,11 @@ def simulate(
 
     chosen = [site_files.load(name.strip()) for name in sites.split(",")]
     with progress_line("simulate") as progress:
-        print(
-            simulator.simulate(
-                out, sites=chosen, seed=seed, num_patients=patients, cells_per_smear=cells, progress=progress
-            )
+        made = simulator.simulate(
+            out, sites=chosen, seed=seed, num_patients=patients, cells_per_smear=cells, progress=progress
         )
+    print(f"{made.num_images:,} images, {made.num_bytes:,} bytes in {out}")
+    print(", ".join(f"{count} {kind}" for kind, count in made.num_by_type.items()))
 
 
 @app.command()
