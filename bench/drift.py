@@ -167,7 +167,9 @@ def real(space: Path, predictions: pd.DataFrame) -> tuple[dict[str, Any], list[P
         # Between two sites that it was trained on, the difference is how hard their cells are, and no fall.
         if trained.get(there) and len(window) and (not trained[here] or ("jhu" in here and "jhu" in there)):
             pairs.append(pair(f"{here} against {there} ({space.name})", base, window))
-    itself = {f"windows of {n}": against_itself(part["pbc"], n) for n in (10, 20)} if space.name == "real" else {}
+    itself = (
+        {f"windows of {n}": against_itself(part["pbc"], n) for n in (10, 20)} if space.name.startswith("real") else {}
+    )
     return {"pbc against itself": itself}, pairs, overrides_of(cells)
 
 

@@ -1,6 +1,6 @@
 """Figures on real data: kept as JSON, shown in the README.
 
-    python -m bench.figures record     take the results of .work/real, .work/cross-pbc and .work/cross-jhu, where they are
+    python -m bench.figures record     take the results of .work/real-full, .work/cross-pbc and .work/cross-jhu, where they are
     python -m bench.figures            write the README's tables anew from bench/results/*.json
 
 A test fails when the README and the JSON differ.
@@ -23,7 +23,7 @@ PRODUCT = Path(__file__).resolve().parents[1]
 START, END = "<!-- figures: made by `make figures` -->", "<!-- end of figures -->"
 SCALE_START, SCALES = "<!-- scale: made by `make figures` -->", ("scale", "scale_100000")
 COMMANDS = {
-    "real": "make real DATA=folder",
+    "real-full": "make real-full DATA=folder",
     "cross-pbc": "make real-cross DATA=folder",
     "cross-jhu": "make real-cross DATA=folder",
 }
@@ -116,9 +116,9 @@ def render(results: Path = RESULTS) -> str:
         for name in COMMANDS
         if (results / f"{name}.json").exists()
     }
-    if "real" not in found:
-        return "No run on real data is recorded yet (`make real DATA=folder && make figures`)."
-    real = found["real"]
+    if "real-full" not in found:
+        return "No run on real data is recorded yet (`make real-full DATA=folder && make figures`)."
+    real = found["real-full"]
     where = real["provenance"]
     parts = [
         f"Made by `{where['command']}` on {where['date']}, commit `{where['commit'][:12]}`, data `{where['data_digest'][:12]}`, "
@@ -194,9 +194,38 @@ def render(results: Path = RESULTS) -> str:
     if rows:
         parts.append("The fall between laboratories, over the ten types that both have (`make real-cross`):")
         parts.append(_table(["trained on", "tested on", "cells", "accuracy", "by parents"], rows))
+    if (file := results / "adaptation.json").exists():
+        parts += _adaptation(json.loads(file.read_text(encoding="utf-8"))["rows"])
     if "cross_validation" in real.get("diagnosis", {}):
         parts += _diagnosis(real["diagnosis"])
     return "\n\n".join(parts)
+
+
+def _adaptation(rows: list[dict[str, Any]]) -> list[str]:
+    said = (
+        "The recogniser of PBC alone at JHU, before and after `smearline adapt`: with the site's mix of types estimated without labels, "
+        f"and with labelled cells that the platform chose; {rows[0]['cells']:,} cells of {rows[0]['patients']} patients judge, whose "
+        "cells are never chosen (`python -m bench.adaptation .work/cross-pbc DATA`):"
+    )
+    head = [
+        "labels",
+        "ten common types",
+        "by parents",
+        "all of the site's types",
+        "balanced",
+        "home before",
+        "home after",
+    ]
+    table = [
+        [
+            row["labels"] if row["mix estimated"] else "none, nothing estimated",
+            *(_interval(row[name]) for name in ("ten types", "ten types, by parents", "site's types")),
+            row["site's types, balanced"],
+            *(f"{value:.3f}" for value in row.get("home", {}).values()),
+        ]
+        for row in rows
+    ]
+    return [said, _table(head, [line + ["–"] * (len(head) - len(line)) for line in table])]
 
 
 def _diagnosis(figures: dict[str, Any]) -> list[str]:
