@@ -203,9 +203,10 @@ def render(results: Path = RESULTS) -> str:
 
 def _adaptation(rows: list[dict[str, Any]]) -> list[str]:
     said = (
-        "The recogniser of PBC alone at JHU, before and after `smearline adapt`: with the site's mix of types estimated without labels, "
-        f"and with labelled cells that the platform chose; {rows[0]['cells']:,} cells of {rows[0]['patients']} patients judge, whose "
-        "cells are never chosen (`python -m bench.adaptation .work/cross-pbc DATA`):"
+        "The recogniser of PBC alone at JHU, before and after `smearline adapt`: with the site's mix of types estimated "
+        "without labels, and with labelled cells that the platform chose; "
+        f"{rows[0]['cells']:,} cells of {rows[0]['patients']} patients judge, whose cells are never chosen "
+        "(`python -m bench.adaptation .work/cross-pbc DATA`):"
     )
     head = [
         "labels",
