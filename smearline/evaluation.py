@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from smearline import dataset, evaluation_page, images, metrics, occlusion, plain_json, vocabulary
+from smearline.metrics.readers import score_readers
 from smearline.recognition import RecognitionModel, recognise, scale_of
 
 SUSPECTS = "suspects.csv"
@@ -88,6 +89,7 @@ def evaluate(
         context=context,
         flag_above=limits.blasts_above if limits else None,
     )
+    figures["readers"] = plain_json.plain(score_readers(predictions, dataset.read_labels(directory), seed))
     plain_json.write(out / "metrics.json", figures)
     plain_json.write(out / "headline.json", metrics.headline(figures))
     wrong = _wrong(judged, model.card.types)

@@ -15,6 +15,7 @@ from smearline.errors import DataError
 from smearline.metrics import evaluate, headline
 from smearline.metrics.blasts import false_alarm_share
 from smearline.metrics.intervals import auc, bootstrap_counts, exact_bounds, proportion_bounds
+from smearline.metrics.readers import score_readers
 from smearline.vocabulary import load
 
 TYPES = tuple(load().types)
@@ -323,3 +324,32 @@ def test_conflicting_or_unknown_characteristic_labels_are_refused() -> None:
         scored(frame, truth.assign(name="cell_sise"))
     with pytest.raises(DataError, match="'huge'"):
         scored(frame, truth.assign(value="huge"))
+
+
+@pytest.mark.mission("reader against reader beside model against reader, wherever a source has two labels")
+def test_readers_are_compared_where_there_are_two_labels():
+    def label(sha: str, value: str, role: str = "reference", conflicted: bool = False) -> dict:
+        return {"sha256": sha, "name": "type", "value": value, "role": role, "conflicted": conflicted}
+
+    labels = [label(f"r{i}", "BLAST") for i in range(10)]
+    labels += [label(f"r{i}", "BLAST" if i < 8 else "MONO", "reannotation") for i in range(10)]
+    labels += [label("d", "LYMPH", conflicted=True), label("d", "LYMPH_ATYP", conflicted=True), label("x", "EOS")]
+    said = ["BLAST"] * 6 + ["MONO"] * 4
+    rows = [(f"r{i}", "lmu", f"p{i}", said[i], i == 0) for i in range(10)]
+    rows += [("d", "jhu", "q", "LYMPH_ATYP", True), ("x", "jhu", "q", "EOS", False)]
+    columns = ["sha256", "site", "patient", "predicted_type", "seen_in_training"]
+    found = score_readers(pd.DataFrame(rows, columns=columns), pd.DataFrame(labels), seed=1)
+    disputed, again = found
+    assert (disputed["site"], disputed["kind"], disputed["cells"], disputed["of_patients_trained_on"]) == (
+        "jhu",
+        "disputed",
+        1,
+        1,
+    )
+    values = {name: again[name]["value"] for name in again if isinstance(again[name], dict)}
+    assert again["cells"] == 9, "the cell that training saw is left out"
+    assert values["readers_agree"] == pytest.approx(7 / 9)
+    assert values["model_agrees_with_first"] == pytest.approx(5 / 9)
+    assert values["model_agrees_with_second"] == pytest.approx(7 / 9)
+    assert again["readers_agree"]["low"] < 7 / 9 < again["readers_agree"]["high"]
+    assert disputed["model_agrees_with_second"]["value"] == 1 and "readers_agree" not in disputed
