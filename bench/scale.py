@@ -83,14 +83,14 @@ class Scale:
             print(f"   {self.done[name]}", flush=True)
         return self.done[name]
 
-    def run(self, *command: str) -> dict[str, Any]:
+    def run(self, *command: str, **variables: str) -> dict[str, Any]:
         """`python -m ...` in the workspace; its peak memory and what it says."""
         log, peak, started = self.space.folder / ".smearline" / "scale.log", 0, time.monotonic()
         with log.open("w+") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=self.space.folder,
-                env=environment() | {"SMEARLINE_SITES": str(self.space.folder / "sites")},
+                env=environment() | {"SMEARLINE_SITES": str(self.space.folder / "sites")} | variables,
                 stdout=out,
             )
             while process.poll() is None:  # ru_maxrss would hold this process's own peak, too
@@ -251,7 +251,7 @@ def version(scale: Scale, what: str) -> None:
 
     def push() -> dict[str, Any]:
         before = tree_bytes(remote) if remote.exists() else 0
-        found = scale.run("dvc", "push", "-q")
+        found = scale.run("dvc", "push", "-q", **scale.space.listed_anew())
         return {"peak_mb": found["peak_mb"], "bytes": tree_bytes(remote) - before}
 
     scale.step(f"{what}: dvc add", lambda: scale.space.commit(what, *scale.space.add_data(Path("data"))))
@@ -286,7 +286,8 @@ def second_clone(scale: Scale) -> dict[str, Any]:
     second.run("dvc", "remote", "add", "--local", "-q", "-f", "-d", "local", str(remote))
     second.run("dvc", "config", "--local", "cache.type", "hardlink,copy")
     started = time.monotonic()
-    second.run("dvc", "pull", "-q", *(f"data/{n}" for n in ("cells", "labels", "cbc", "quarantine.parquet")))
+    parts = (f"data/{n}" for n in ("cells", "labels", "cbc", "quarantine.parquet"))
+    second.run("dvc", "pull", "-q", *parts, **second.listed_anew())
     return {"pull_seconds": round(time.monotonic() - started, 1), "bytes": tree_bytes(folder / "data")}
 
 
@@ -296,7 +297,7 @@ def pull_again(scale: Scale) -> dict[str, Any]:
     before = tree_bytes(second.folder / ".dvc" / "cache")
     second.git("pull", "-q")
     started = time.monotonic()
-    second.run("dvc", "pull", "-q", "data/cells", "data/labels")
+    second.run("dvc", "pull", "-q", "data/cells", "data/labels", **second.listed_anew())
     seconds = round(time.monotonic() - started, 1)
     return {"pull_seconds": seconds, "bytes": tree_bytes(second.folder / ".dvc" / "cache") - before}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,7 +124,17 @@ class Workspace:
                 "Mend it and run the same command again: what is done is not done twice."
             )
 
-    def run(self, *command: str) -> list[str]:
+    def listed_anew(self) -> dict[str, str]:
+        """Variables for `dvc push` and `dvc pull`: DVC makes its list of what is to go anew, and looks at the remote itself.
+
+        A push that is killed while it makes its list leaves a part of it (dvc-data 3.18, index/collect.py), by which the next push
+        passes over files, says that it went well, and puts up the listing of a folder of which files are missing.
+        """
+        folder = self.folder / STATE / "dvc-lists"
+        shutil.rmtree(folder, ignore_errors=True)
+        return {"DVC_SITE_CACHE_DIR": str(folder)}
+
+    def run(self, *command: str, **variables: str) -> list[str]:
         """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines.
 
         Raises:
@@ -133,7 +144,7 @@ class Workspace:
         with subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.folder,
-            env=environment(),
+            env=environment() | variables,
             text=True,
             errors="replace",
             stdout=subprocess.PIPE,
