@@ -15,7 +15,7 @@ from conftest import CHECKOUT
 from tiny import cell
 
 from flows import versions
-from flows.workspace import FlowError, Workspace
+from flows.workspace import FlowError, Workspace, environment
 from smearline import dataset, deletion
 
 pytest_plugins = ["tiny_fixtures"]
@@ -146,3 +146,43 @@ def test_data_that_are_older_than_their_pointers_are_never_made_a_version(space:
 def test_a_fresh_clone_is_verified(space: Workspace):
     shutil.rmtree(space.folder / ".smearline", ignore_errors=True)
     assert command(space, "verify").returncode == 0
+
+
+KILLED_PUSH = """
+import importlib, os
+collect = importlib.import_module("dvc_data.index.collect")
+from dvc.repo import Repo
+whole = collect._collect_from_index
+def half(cache, prefix, index, *given, **more):
+    class Half:
+        def iteritems(self, key):
+            entries = list(index.iteritems(key))
+            return iter(entries[: len(entries) // 2])
+        def __getitem__(self, key):
+            return index[key]
+    whole(cache, prefix, Half(), *given, **more)
+    cache.commit()
+    os._exit(9)
+collect._collect_from_index = half
+Repo(".").push()
+"""
+
+
+@pytest.mark.mission("a push that was killed while it made its list loses nothing")
+def test_after_a_killed_push_the_next_one_takes_everything(tmp_path: Path):
+    pushed = {}
+    for way in ("as DVC does", "anew"):
+        space, remote = Workspace(tmp_path / way / "w"), tmp_path / way / "remote"
+        lists = {"DVC_SITE_CACHE_DIR": str(tmp_path / way / "lists")}
+        (space.folder / "d").mkdir(parents=True)
+        for number in range(6):
+            (space.folder / "d" / str(number)).write_text(str(number))
+        space.git("init", "-q")
+        for line in (["init", "-q"], ["add", "-q", "d"], ["remote", "add", "-q", "-d", "there", str(remote)]):
+            space.run("dvc", *line)
+        killed = subprocess.run([sys.executable, "-c", KILLED_PUSH], cwd=space.folder, env=environment() | lists)
+        assert killed.returncode == 9
+        space.run("dvc", "push", "-q", **(space.listed_anew() if way == "anew" else lists))
+        pushed[way] = sum(path.is_file() for path in remote.rglob("*"))
+    assert pushed["anew"] == 7, "six files and their listing"
+    assert pushed["as DVC does"] < 7, "DVC itself is mended: Workspace.listed_anew can go"
