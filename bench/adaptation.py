@@ -1,9 +1,10 @@
 """What labels of a new site bring: the recogniser of PBC alone at JHU, with its mix estimated and with 20 to 200 labelled cells.
 
-    python -m bench.adaptation .work/cross-pbc DATA [--budget 0 20 50 100 200]     (after make real-cross; DATA has the folder jhu)
+    python -m bench.adaptation .work/cross-pbc .work/real-full [--budget 0 20 50 100 200]     (after make real-full and real-cross)
 
-Held-out patients of JHU judge, none of whose cells are chosen (pipelines/adapt.py). `ten types`: the cells of the ten types that
-both sites have, as answered over all types that the model knows; `site's types`: all labelled cells. Intervals: patients resampled.
+JHU's test patients of the second workspace's split judge: no setting was chosen on them, and the cells to label are chosen among
+the other patients of JHU alone. `ten types`: the cells of the ten types that both sites have, as answered over all types that the
+model knows; `site's types`: all labelled cells. Intervals: patients resampled.
 Result: bench/results/adaptation.json.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -18,11 +20,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
 
 from bench import results
 from bench.ablation import COMMON
 from pipelines import adapt
-from smearline import dataset, importing, settings, sites, sources, splits, vocabulary
+from smearline import dataset, vocabulary
 from smearline.metrics import intervals
 from smearline.recognition import RecognitionModel, recognise
 
@@ -56,32 +61,50 @@ def figures(judged: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def without(data: Path, shas: set[str], into: Path) -> None:
+    """The data set of JHU without these cells."""
+    index = dataset.index(data, ["sha256", "site"])
+    keep = pa.array(index["sha256"][(index["site"] == "jhu") & ~index["sha256"].isin(shas)])
+    for shard in dataset.shards(data):
+        table = pq.read_table(shard, schema=dataset.CELLS)
+        table = table.filter(pa.compute.is_in(table["sha256"], keep))
+        if len(table):
+            dataset.write_shard(into / "cells", "jhu", table)
+    shutil.copytree(data / "labels", into / "labels")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("workspace", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument(
+        "split", type=Path, help="the workspace whose split says which patients of JHU are for the test"
+    )
     parser.add_argument("--budget", type=int, nargs="+", default=[0, 20, 50, 100, 200])
     given = parser.parse_args()
-    workspace, jhu = given.workspace.resolve(), given.data.resolve() / "jhu"
+    workspace, split = given.workspace.resolve(), pd.read_parquet(given.split.resolve() / "splits.parquet")
     rows = []
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(workspace):
-        cells = Path(temporary) / "cells"
-        importing.import_source(sources.load("jhu"), jhu, sites.load("jhu"), cells)
-        index = dataset.labelled_index(cells)
-        labelled = index["true_type"].notna() & ~index["conflicted"].astype(bool)
-        chosen = settings.load().adapt
-        judged = index[labelled & (splits.places(index, chosen.seed) < chosen.held_out)]
-        keep, model = set(judged["sha256"]), Path("models/recogniser")
-        first = figures(judged, recognise(RecognitionModel(model), cells, keep=keep)[0])
+        data, cells, model = Path("data"), Path(temporary) / "cells", Path("models/recogniser")
+        index = dataset.labelled_index(data)
+        test = set(split.loc[split["split"] == "test", "sha256"])
+        judged = index[
+            index["sha256"].isin(test)
+            & (index["site"] == "jhu")
+            & index["true_type"].notna()
+            & ~index["conflicted"].astype(bool)
+        ]
+        without(data, test, cells)
+        keep = set(judged["sha256"])
+        first = figures(judged, recognise(RecognitionModel(model), data, keep=keep)[0])
         rows.append({"labels": 0, "mix estimated": False, **first})
         for budget in given.budget:
             started, out = time.monotonic(), Path(temporary) / f"adapted-{budget}"
             report = adapt.adapt(model, cells, budget, out)
-            found = figures(judged, recognise(RecognitionModel(out), cells, keep=keep)[0])
+            found = figures(judged, recognise(RecognitionModel(out), data, keep=keep)[0])
             home = {when: f["accuracy"] for when, f in report["home_validation_cells"].items()}
             minutes = round((time.monotonic() - started) / 60, 1)
             rows.append({"labels": budget, "mix estimated": True, **found, "home": home, "minutes": minutes})
-            results.write("adaptation", {"rows": rows}, workspace / "data")
+            results.write("adaptation", {"rows": rows}, data)
 
 
 if __name__ == "__main__":

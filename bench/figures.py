@@ -80,11 +80,15 @@ def _counts(values: pd.Series) -> dict[str, int]:
 
 
 def common_types(space: Path) -> dict[str, dict[str, float]]:
-    """By site: accuracy among the ten common types, the answer free among all that the model knows; and by parents."""
+    """By site, on the test cells of `make real-full`: accuracy among the ten common types, the answer free among all that the model
+    knows; and by parents."""
     words = vocabulary.load()
     parent = {child: code for code, children in words.parents.items() for child in children}
     found = {}
     predictions = pd.read_parquet(space / "evaluation" / "predictions.parquet")
+    # Settings were chosen on other cells of these sites, which the long recipe's split does not test.
+    split = pd.read_parquet(PRODUCT / ".work" / "real-full" / "splits.parquet")
+    predictions = predictions[predictions["sha256"].isin(split.loc[split["split"] == "test", "sha256"])]
     for site, part in predictions[~predictions["seen_in_training"]].groupby("site"):
         cells = part[part["true_type"].isin(COMMON)]
         if len(cells):
@@ -206,7 +210,7 @@ def _adaptation(rows: list[dict[str, Any]]) -> list[str]:
         "The recogniser of PBC alone at JHU, before and after `smearline adapt`: with the site's mix of types estimated "
         "without labels, and with labelled cells that the platform chose; "
         f"{rows[0]['cells']:,} cells of {rows[0]['patients']} patients judge, whose cells are never chosen "
-        "(`python -m bench.adaptation .work/cross-pbc DATA`):"
+        "(`python -m bench.adaptation .work/cross-pbc .work/real-full`):"
     )
     head = [
         "labels",

@@ -29,8 +29,46 @@ from smearline.errors import DataError, ModelError
 from smearline.recognition import CARD_FILE, SEEN_FILE, RecognitionModel, recognise, scale_of
 
 REPORT = "adaptation.json"
-_RAREST = 4.0
+_MOST = 4.0
 """Times; chosen on PBC's network at patients of JHU that are not in the test, where 4 to 50 changed little but the rare types."""
+
+
+class _NewSite:
+    """Cells of a new site as the recogniser sees them, and those that may be chosen: of patients that are not held out, and not of
+    those that it was trained on.
+
+    Raises:
+        ModelError: the weights are missing.
+    """
+
+    def __init__(self, model: Path, cells: Path, weights: Path | None) -> None:
+        self.folder, self.cells = model, cells
+        self.weights = weights or model.with_name(f"{model.name}.safetensors")
+        if not self.weights.is_file():
+            raise ModelError(
+                f"there is no {self.weights}: adapting goes on from a recogniser's weights; name them with --weights"
+            )
+        self.model, params = RecognitionModel(model), settings.load()
+        self.adapting = params.adapt
+        # What its card does not say, since it is of an older version, is as the workspace has it.
+        raw = settings.overlaid(params.model_dump(mode="json"), self.model.card.parameters)
+        self.recipe = settings.check({k: v for k, v in raw.items() if k in settings.Settings.model_fields}, str(model))
+        self.index = dataset.labelled_index(cells)
+        scales = zip(self.index["site"], self.index["microns_per_px"], strict=True)
+        self.index["scale"] = [scale_of(s, m)[0] for s, m in scales]
+        labelled = (self.index["true_type"].notna() & ~self.index["conflicted"].astype(bool)).to_numpy()
+        seen = _seen(self.index, self.model.seen)
+        judging = (splits.places(self.index, self.adapting.seed) < self.adapting.held_out).to_numpy()
+        self.judged = self.index[judging & labelled & ~seen]
+        self.candidates = set(self.index["sha256"][~judging & ~seen])
+        print(f"recognising {len(self.index)} cells of {', '.join(sorted(self.index['site'].unique()))}", flush=True)
+        self.predictions, self.embeddings = recognise(self.model, cells)
+
+    def chosen(self, budget: int) -> pd.DataFrame:
+        known = self.predictions["sha256"].isin(self.candidates).to_numpy()
+        free = self.predictions[known].reset_index(drop=True)
+        picked = choose(free, self.embeddings[known], budget, self.adapting.seed) if budget else []
+        return self.index[self.index["sha256"].isin(picked)]
 
 
 def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None = None) -> dict[str, Any]:
@@ -42,145 +80,142 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
 
     Raises:
         ModelError: the weights are missing.
-        DataError: cells that were chosen have no label; the message says where they are listed. Or there is nothing to choose.
+        DataError: cells that were chosen have no label; the message says where they are listed. Or there is nothing to choose, or
+            with a budget of 0 no mix to estimate.
     """
-    weights = weights or model.with_name(f"{model.name}.safetensors")
-    if not weights.is_file():
-        raise ModelError(
-            f"there is no {weights}: adapting goes on from a recogniser's weights; name them with --weights"
-        )
-    before, params = RecognitionModel(model), settings.load()
-    # What its card does not say, since it is of an older version, is as the workspace has it.
-    raw = settings.overlaid(params.model_dump(mode="json"), before.card.parameters)
-    recipe = settings.check({k: v for k, v in raw.items() if k in settings.Settings.model_fields}, str(model))
-    site = dataset.labelled_index(cells)
-    site["scale"] = [scale_of(s, m)[0] for s, m in zip(site["site"], site["microns_per_px"], strict=True)]
-    labelled = (site["true_type"].notna() & ~site["conflicted"].astype(bool)).to_numpy()
-    seen = _seen(site, before.seen)
-    judging = (splits.places(site, params.adapt.seed) < params.adapt.held_out).to_numpy()
-    print(f"recognising {len(site)} cells of {', '.join(sorted(site['site'].unique()))}", flush=True)
-    predictions, embeddings = recognise(before, cells)
-    candidates = site["sha256"][~judging & ~seen]
-    known = predictions["sha256"].isin(candidates).to_numpy()
-    home = split_cells(recipe)
-    home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
-    watched = home[home["split"] == "val"]
-    chosen = site.iloc[:0]
-    if budget:
-        picked = choose(predictions[known].reset_index(drop=True), embeddings[known], budget, params.adapt.seed)
-        chosen = site[site["sha256"].isin(picked)]
-        _labelled(chosen, predictions, out)
-        _train_on(before, recipe, params.adapt, weights, home, chosen, cells, out)
-    else:
-        shutil.copytree(model, out, dirs_exist_ok=True)
-        shutil.copy2(weights, out.with_name(f"{out.name}.safetensors"))
-    mixes = _note_mixes(out, cells, set(candidates), recipe)
+    site = _NewSite(model, cells, weights)
+    chosen = site.chosen(budget)
+    _labelled(chosen, site.predictions, out)
+    return _adapt(site, chosen, out)
 
+
+def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None) -> pd.DataFrame:
+    """`adapt` for each budget into `out`/BUDGET, and `out`/adaptation_curve.{csv,html}: what so many labels bring.
+
+    Cells that one budget chose are not those of a smaller one and some more: labels of all of them are asked for before anything is
+    trained. Raises as `adapt`.
+    """
+    site = _NewSite(model, cells, weights)
+    chosen = {budget: site.chosen(budget) for budget in sorted(set(budgets))}
+    _labelled(pd.concat(chosen.values()).drop_duplicates("sha256"), site.predictions, out)
+    rows = list[dict[str, Any]]()
+    for budget, part in chosen.items():
+        report = _adapt(site, part, out / str(budget))
+        for where, words in (("new_site", "the new site"), ("home_validation_cells", "home")):
+            for when, figures in report[where].items():
+                if figures and (when == "after" or not any(row["where"] == words for row in rows)):
+                    adapted = "as it was" if when == "before" else "adapted"
+                    rows.append({"where": words, "model": adapted, "labels": report["labelled"], **figures})
+                    rows[-1]["labels"] *= when == "after"
+    table = pd.DataFrame(
+        rows, columns=["where", "model", "labels", "cells", "patients", "accuracy", "balanced_accuracy"]
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "adaptation_curve.csv", index=False)
+    figure = plots.Figure()
+    for (where, part), dash in zip(table.groupby("where"), ("dot", "solid"), strict=False):
+        after = part[part["model"] == "adapted"]
+        for name in ("accuracy", "balanced_accuracy"):
+            line = {"dash": dash}
+            figure.add_scatter(
+                x=after["labels"], y=after[name], mode="lines+markers", line=line, name=f"{where}: {name}"
+            )
+            before = part.loc[part["model"] == "as it was", name]
+            figure.add_scatter(
+                x=[0], y=before, mode="markers", marker={"symbol": "x"}, name=f"{where}, as it was: {name}"
+            )
+    figure.update_layout(
+        title="Research use only. Adaptation: share of right names among cells of held-out patients, by labels of the new site",
+        xaxis_title="labelled cells of the new site (0: its mix of types alone is estimated)",
+        yaxis_tickformat=".0%",
+        template="plotly_white",
+    )
+    figure.write_html(out / "adaptation_curve.html", include_plotlyjs=True)
+    return table
+
+
+def _adapt(site: _NewSite, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
+    home = split_cells(site.recipe)
+    home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
+    watched, taught = (home[home["split"] == part] for part in ("val", "train"))
+    if len(chosen):
+        taught = _train_on(site, home, chosen, out)
+    else:
+        shutil.copytree(site.folder, out, dirs_exist_ok=True)
+        shutil.copy2(site.weights, out.with_name(f"{out.name}.safetensors"))
+    mixes = _note_mixes(site, taught, out)
+    if not mixes and chosen.empty:
+        raise DataError(
+            "no mix of types was estimated: that needs a recogniser with limits (stage calibrate), and "
+            f"{confidence.LEAST_OF_SITE} cells or more, of patients that are not held out, of a site that it was not trained on"
+        )
     after = RecognitionModel(out)
-    judged = site[judging & labelled & ~seen]
-    there = {"before": predictions, "after": recognise(after, cells)[0]}
+    there = {"before": site.predictions, "after": recognise(after, site.cells)[0]}
     here = {}
     if len(watched):
-        keep = set(watched["sha256"])
-        here = {n: recognise(m, recipe.data.folder, keep=keep)[0] for n, m in (("before", before), ("after", after))}
+        keep, data = set(watched["sha256"]), site.recipe.data.folder
+        here = {n: recognise(m, data, keep=keep)[0] for n, m in (("before", site.model), ("after", after))}
     report = {
-        "budget": budget,
+        "budget": len(chosen),
         "labelled": len(chosen),
         "chosen": {str(k): int(v) for k, v in chosen["true_type"].value_counts().items()},
         "estimated_mix": mixes,
-        "new_site": {name: _scores(judged, found) for name, found in there.items()},
+        "new_site": {name: _scores(site.judged, found) for name, found in there.items()},
         "home_validation_cells": {name: _scores(watched, found) for name, found in here.items()},
     }
     plain_json.write(out / REPORT, plain_json.plain(report))
     return report
 
 
-def _train_on(
-    before: RecognitionModel,
-    recipe: settings.Settings,
-    adapting: settings.AdaptSettings,
-    weights: Path,
-    home: pd.DataFrame,
-    chosen: pd.DataFrame,
-    cells: Path,
-    out: Path,
-) -> None:
-    """From the weights on, with cells of home; calibrated on home's validation cells."""
+def _train_on(site: _NewSite, home: pd.DataFrame, chosen: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """From the weights on, with cells of home; calibrated on home's validation cells. Returns what was trained on."""
     taught, watched = (home[home["split"] == part] for part in ("train", "val"))
-    again = _again(taught, adapting.home_cells, adapting.seed)
+    again = _again(taught, site.adapting.home_cells, site.adapting.seed)
     frame = pd.concat([again, watched, chosen.assign(split="train")], ignore_index=True)
-    longer = {"epochs": adapting.epochs, "lr": adapting.lr, "small_epochs": 0, "seed": adapting.seed}
-    over = {"model": {"weights": str(weights.resolve())}, "train": longer}
-    recipe = settings.check(settings.overlaid(recipe.model_dump(mode="json"), over), "adapt")
+    longer = {"epochs": site.adapting.epochs, "lr": site.adapting.lr, "small_epochs": 0, "seed": site.adapting.seed}
+    over = {"model": {"weights": str(site.weights.resolve())}, "train": longer}
+    recipe = settings.check(settings.overlaid(site.recipe.model_dump(mode="json"), over), "adapt")
     print(f"training on {len(chosen)} cells of the new site and {len(again)} of home", flush=True)
     trained = training.fit(frame, recipe)
     unfinished = out.with_name(f"{out.name}.unfinished")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     train_cells.write(trained, frame, recipe, unfinished, out.with_name(f"{out.name}.safetensors"))
     # The adapted model has also seen what the first one saw.
-    both = pd.concat([pd.read_parquet(unfinished / SEEN_FILE), before.seen], ignore_index=True)
+    both = pd.concat([pd.read_parquet(unfinished / SEEN_FILE), site.model.seen], ignore_index=True)
     both.drop_duplicates("sha256").to_parquet(unfinished / SEEN_FILE, index=False)
     home_now = pd.concat([again, watched], ignore_index=True)
-    calibrate.calibrate(unfinished, out, home_now, recipe, new=(chosen, cells), mix=taught)
+    calibrate.calibrate(unfinished, out, home_now, recipe, new=(chosen, site.cells), mix=taught)
     shutil.rmtree(unfinished)
+    return pd.concat([again, chosen], ignore_index=True)
 
 
-def _note_mixes(out: Path, cells: Path, keep: set[str], recipe: settings.Settings) -> dict[str, dict[str, float]]:
-    """Put offsets into the card for sites that have none, `confidence.natural_mix` of the way to the mix of types of these cells,
-    whose labels are not looked at; returns the mixes.
+def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, dict[str, float]]:
+    """Put offsets into the card for sites of the new cells that are none of home, `confidence.natural_mix` of the way to the mix of
+    types of the cells that may be chosen, whose labels are not looked at; returns the mixes.
 
-    No type is taken for more than `_RAREST` times rarer than training drew it, and blasts for no rarer at all: a rare cell that
-    is missed costs more than the figure gains.
+    No type is moved more than `_MOST` times, and blasts are made no less probable beside any other (confidence.offsets_for).
     """
-    model = RecognitionModel(out)
-    if model.card.confidence is None or not keep:
+    model, home = RecognitionModel(out), set(site.model.card.sites)
+    limits, types = model.card.confidence, model.card.types
+    if limits is None or not site.candidates:
         return {}
-    predictions = recognise(model, cells, keep=keep)[0]
-    counts = model.seen.groupby(["site", "true_type"]).size() ** (1 - recipe.train.balance)
-    drawn = counts.groupby("true_type").sum().reindex(list(model.card.types)).fillna(1.0).to_numpy(float)
+    card = model.card
+    model.card = card.model_copy(update={"confidence": None})  # what the network says, moved by nothing
+    predictions = recognise(model, site.cells, keep=site.candidates)[0]
+    counts = taught.groupby(["site", "true_type"]).size() ** (1 - site.recipe.train.balance)
+    drawn = counts.groupby("true_type").sum().reindex(list(types)).fillna(1.0).to_numpy(float)
     drawn /= drawn.sum()
-    offsets, found = dict(model.card.confidence.offsets), {}
-    for site, part in predictions.groupby("site"):
-        if site in offsets or len(part) < confidence.LEAST_OF_SITE:
+    offsets, found = dict(limits.offsets), {}
+    for name, part in predictions.groupby("site"):
+        if name in home or len(part) < confidence.LEAST_OF_SITE:
             continue
-        mix = confidence.mix_of(part[[f"p_{t}" for t in model.card.types]].to_numpy(np.float32), drawn)
-        least = np.where(np.array(model.card.types) == "BLAST", 1.0, 1 / _RAREST)
-        moved = recipe.confidence.natural_mix * np.log(np.maximum(mix / drawn, least))
-        offsets[str(site)] = tuple(round(float(v), 6) for v in moved)
-        found[str(site)] = {t: round(float(v), 4) for t, v in zip(model.card.types, mix, strict=True)}
-    limits = model.card.confidence.model_copy(update={"offsets": offsets})
-    card = model.card.model_copy(update={"confidence": limits})
+        mix = confidence.mix_of(part[[f"p_{t}" for t in types]].to_numpy(np.float32), drawn)
+        least = np.maximum(mix, 1e-6)
+        offsets[str(name)] = confidence.offsets_for(types, least, drawn, site.recipe.confidence.natural_mix, _MOST)
+        found[str(name)] = {t: round(float(v), 4) for t, v in zip(types, mix, strict=True)}
+    card = card.model_copy(update={"confidence": limits.model_copy(update={"offsets": offsets})})
     plain_json.write(out / CARD_FILE, card.model_dump(mode="json"))
     return found
-
-
-def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None) -> pd.DataFrame:
-    """`adapt` for each budget into `out`/BUDGET, and `out`/adaptation_curve.{csv,html}: what so many labels bring.
-
-    Cells that one budget chose are not those of a smaller one and some more. Raises as `adapt` does, before anything is trained
-    where the labels of the largest budget are missing.
-    """
-    rows = list[dict[str, Any]]()
-    for budget in sorted(budgets, reverse=True):
-        report = adapt(model, cells, budget, out / str(budget), weights)
-        for where, words in (("new_site", "the new site"), ("home_validation_cells", "home")):
-            for when, figures in report[where].items():
-                labels = 0 if when == "before" else report["labelled"]
-                rows.append({"where": words, "labels": labels, **(figures or {})})
-    table = pd.DataFrame(rows).drop_duplicates(["where", "labels"]).sort_values(["where", "labels"])
-    table.to_csv(out / "adaptation_curve.csv", index=False)
-    figure = plots.Figure()
-    for (where, part), dash in zip(table.groupby("where"), ("dot", "solid"), strict=False):
-        for name in ("accuracy", "balanced_accuracy"):
-            line = {"dash": dash}
-            figure.add_scatter(x=part["labels"], y=part[name], mode="lines+markers", line=line, name=f"{where}: {name}")
-    figure.update_layout(
-        title="Research use only. Adaptation: share of right names among cells of held-out patients, by labels of the new site",
-        xaxis_title="labelled cells of the new site",
-        yaxis_tickformat=".0%",
-        template="plotly_white",
-    )
-    figure.write_html(out / "adaptation_curve.html", include_plotlyjs=True)
-    return table
 
 
 def choose(predictions: pd.DataFrame, embeddings: NDArray[np.float16], budget: int, seed: int) -> list[str]:

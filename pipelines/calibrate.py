@@ -17,6 +17,7 @@ _CENTRE = 200
 """Training cells of a site and type from which its centre is learned."""
 _FEW = 5
 """Cells: a type of which a site has fewer is taken to have so many."""
+_PARENTS = 0.05
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def calibrate(
     model = RecognitionModel(trained)
     types = model.card.types
     frame = frame[~frame["conflicted"].astype(bool) & frame["true_type"].notna()]
-    train = frame[(frame["split"] == "train") & frame["true_type"].isin(types)]
+    whole = frame[frame["split"] == "train"]
+    train = whole[whole["true_type"].isin(types)]
     shuffled = train.sample(frac=1, random_state=params.train.seed)
     taught = shuffled.groupby(["site", "true_type"]).head(_CENTRE)
     watched = frame[frame["split"] == "val"]
@@ -67,7 +69,7 @@ def calibrate(
             coverage=params.confidence.coverage,
             max_error=params.confidence.max_error,
             typical=params.confidence.typical,
-            offsets=offsets(train if mix is None else mix, train, types, params),
+            offsets=offsets(whole if mix is None else mix, train, types, params),
         )
     if found and "BLAST" in types:
         named = found.judge(probabilities, embeddings[rows], list(watched["site"]))[0].argmax(axis=1)
@@ -89,20 +91,22 @@ def calibrate(
 def offsets(
     mix: pd.DataFrame, train: pd.DataFrame, types: tuple[str, ...], params: settings.Settings
 ) -> dict[str, tuple[float, ...]]:
-    """Of each type's logarithm at each site: `confidence.natural_mix` of the way from the mix that training drew to the site's own.
+    """Of each type's logarithm at each site (confidence.offsets_for), `confidence.natural_mix` of the way to the site's own mix.
 
-    Training draws a site's type in proportion to its number of cells ** (1 - train.balance). They sum to 0 over the types that the
-    site has; a type that it never had is left as it is, so that the first blast of a site of healthy donors is no less a blast.
+    Training draws a site's type in proportion to its number of cells ** (1 - train.balance). A site has none where more than
+    `_PARENTS` of its cells are labelled by a parent: which of its children they are is not known.
     """
     found = {}
     for site, own in mix.groupby("site"):
+        if (~own["true_type"].isin(types)).mean() > _PARENTS:
+            continue
         count, drawn = (
-            part["true_type"].value_counts().reindex(list(types), fill_value=0)
+            part["true_type"].value_counts().reindex(list(types), fill_value=0).to_numpy(float)
             for part in (own, train[train["site"] == site])
         )
-        moved = np.log(count.clip(lower=_FEW)) - (1 - params.train.balance) * np.log(drawn.clip(lower=_FEW))
-        moved = (moved - moved[count > 0].mean()).where(count > 0, 0.0) * params.confidence.natural_mix
-        found[str(site)] = tuple(round(float(v), 6) for v in moved)
+        natural = np.where(count > 0, np.maximum(count, _FEW), np.nan)
+        taught = np.maximum(drawn, _FEW) ** (1 - params.train.balance)
+        found[str(site)] = confidence.offsets_for(types, natural, taught, params.confidence.natural_mix)
     return found
 
 

@@ -157,7 +157,7 @@ async def diagnose(request: Request) -> Response:
 
 @app.post("/v1/occlusion", openapi_extra=_body("multipart/form-data", _OCCLUSION, ["images", "site"]))
 async def occluded(request: Request) -> Response:
-    """A PNG of one image and of what its type rests on; the type, given or the most probable, is the header Smearline-Type.
+    """A PNG of one image and of what its type rests on; the type, given or as it is answered, is the header Smearline-Type.
     Nothing is kept."""
     http.allowed(request, "recognise")
     parts = await http.multipart(request, "site", "type")
@@ -172,8 +172,17 @@ async def occluded(request: Request) -> Response:
     try:
         kind, picture = await reader.occluded(parts.images[0], site, named)
     except ImageError as error:
+        request.app.state.desk.refused.labels(error.reason).inc()
         raise HTTPException(422, f"{error.reason}: {error.detail}") from error
-    return Response(picture, media_type="image/png", headers={"Smearline-Type": kind})
+    said = {
+        "Type": kind,
+        "Origin": reader.origin(site, False),
+        "Version": reader.lineage["version"],
+        "Use": http.NOTICE,
+    }
+    return Response(
+        picture, media_type="image/png", headers={f"Smearline-{name}": str(value) for name, value in said.items()}
+    )
 
 
 async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.Parts) -> Response:

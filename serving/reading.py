@@ -140,10 +140,12 @@ class Reader:
             return occlusion.covered(crop)
 
         crops = await self._run(look)
-        parts = [await self._recognise(crops[s : s + CHUNK]) for s in range(0, len(crops), CHUNK)]
-        types_NT = np.concatenate(parts)[:, : len(self.card.types)]
-        column = self.card.types.index(named) if named else int(types_NT[0].argmax())
-        return self.card.types[column], await self._run(occlusion.png, crops[0], occlusion.drop(types_NT[:, column]))
+        outputs = await self._recognise(crops)
+        if named is None:  # as the cell is answered
+            row = {"sha256": None, "site": site.name, "patient": None, "smear": None}
+            named = self._table([row], crops[:1], outputs[:1], site)["predicted_type"][0].as_py()
+        drop = occlusion.drop(outputs[:, : len(self.card.types)], self.card.types.index(named))
+        return named, await self._run(occlusion.png, crops[0], drop)
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)

@@ -3,7 +3,8 @@
 Everything is learned from the validation cells, which training did not see, and stands in the model's card:
     offsets        training draws rare types more often than they come; so, at a site that it was trained on, each type's logarithm
                    is moved towards the site's own mix of types (Saerens 2002, Neural Computation 14:21)
-    temperatures   one for each site with `LEAST_OF_SITE` labelled cells (Guo 2017, ICML); other sites keep the model's own
+    temperatures   one for each site with `LEAST_OF_SITE` labelled cells, and one of all validation cells for the other sites
+                   (Guo 2017, ICML)
     sets           label-conditional conformal prediction (Vovk 2012, Machine Learning 92:349): a type is in a cell's set where
                    its probability is at least that type's limit. Among exchangeable cells of a type, at least `coverage` of the
                    sets hold it. Cells of new patients are not exchangeable with the validation's, and those of a new site still
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict
 LEAST_OF_SITE = 50
 LEAST_OF_TYPE = 5
 """A type with fewer training cells has no centre."""
+ELSEWHERE = "*"
 LEAST_NAMED = 0.5
 """A limit that leaves more than half of the validation cells unidentified is not taken, whatever its errors."""
 
@@ -43,7 +45,7 @@ class Confidence(BaseModel):
     offsets: dict[str, tuple[float, ...]] = {}
     """Site to what is added to the logarithms of the probabilities served, type by type."""
     temperatures: dict[str, float]
-    """Site to what they are then divided by."""
+    """Site to what they are then divided by; `ELSEWHERE` stands for the sites that have none of their own."""
     limits: tuple[float, ...]
     """Of each type's probability. Types whose validation cells are too few for this coverage share the limit of all cells together,
     which promises nothing of them one by one."""
@@ -121,6 +123,8 @@ def fit(
         for site in np.unique(site_N[known])
         if (here := known & (site_N == site)).sum() >= LEAST_OF_SITE
     }
+    if known.sum() >= LEAST_OF_SITE:
+        temperatures[ELSEWHERE] = _temperature(types_NT[known].astype(float), allowed_NT[known])
     found = _calibrated(types_NT, sites, offsets, temperatures)
     limits, numbers = [], []
     for t in range(types_NT.shape[1]):
@@ -145,6 +149,26 @@ def fit(
         centres=centres,
         whitening=whitening,
     )
+
+
+def offsets_for(
+    types: Sequence[str], own_T: Floats, drawn_T: Floats, part: float, most: float = np.inf
+) -> tuple[float, ...]:
+    """`part` of the way from the mix that training drew to a site's own, as what is added to each type's logarithm.
+
+    Blasts, and types that the site never had (NaN in `own_T`), are raised as much as the type that is raised most: a site's mix
+    makes none of them less probable beside any other, so that the first blast of a site of healthy donors stays one.
+
+    Args:
+        own_T, drawn_T: numbers or shares; their sums do not matter.
+        most: times that one type is moved at most, up or down, before `part` is taken.
+    """
+    with np.errstate(invalid="ignore"):
+        moved = np.log(own_T / own_T[own_T > 0].sum()) - np.log(drawn_T / drawn_T.sum())
+    moved = np.clip(moved, -np.log(most), np.log(most)) * part
+    safe = np.isnan(moved) | (np.array(types) == "BLAST")
+    moved = np.where(safe, moved[~np.isnan(moved)].max(initial=-np.inf), moved)
+    return tuple(round(float(v), 6) for v in moved - moved.mean())
 
 
 def mix_of(types_NT: NDArray[np.float32], drawn_T: Floats, rounds: int = 200) -> Floats:
@@ -177,9 +201,10 @@ def _calibrated(
     offsets: dict[str, tuple[float, ...]],
     temperatures: dict[str, float],
 ) -> Floats:
-    none = (0.0,) * types_NT.shape[1]
-    moved = np.log(np.maximum(types_NT.astype(float), 1e-12)) + np.array([offsets.get(s, none) for s in sites])
-    return _softmax(moved / np.array([[temperatures.get(s, 1.0)] for s in sites]))
+    none, other = (0.0,) * types_NT.shape[1], temperatures.get(ELSEWHERE, 1.0)
+    moved = np.log(np.maximum(types_NT.astype(float), 1e-12))
+    moved = moved + np.array([offsets.get(s, none) for s in sites]).reshape(types_NT.shape)
+    return _softmax(moved / np.array([temperatures.get(s, other) for s in sites])[:, None])
 
 
 def _softmax(logs: Floats) -> Floats:

@@ -101,8 +101,8 @@ def adapt(
     budget: Annotated[
         list[int] | None,
         typer.Option(
-            min=1,
-            help="Cells of the new site to label; default 100. Several: a model each, and a curve.",
+            min=0,
+            help="Cells of the new site to label; default 100. Several: a model each, and a curve. 0: only its mix of types.",
         ),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Of the model; default: MODEL.safetensors.")] = None,
@@ -114,7 +114,11 @@ def adapt(
         print(f"page: {out / 'adaptation_curve.html'}")
         return
     found = domain.adapt(model, _set(cells), budgets[0], out, weights)
-    print(f"{found['labelled']} cells trained on: {', '.join(f'{n} {t}' for t, n in found['chosen'].items())}")
+    print(
+        f"{found['labelled']} cells trained on: {', '.join(f'{n} {t}' for t, n in found['chosen'].items()) or 'none'}"
+    )
+    for site, mix in found["estimated_mix"].items():
+        print(f"estimated mix of {site}: {', '.join(f'{t} {share:.1%}' for t, share in mix.items())}")
     for where in ("new_site", "home_validation_cells"):
         for when, figures in found[where].items():
             told = (

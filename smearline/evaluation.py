@@ -126,8 +126,8 @@ def _examples(
 
     def picture(sha: str, named: str) -> bytes:
         crop, column = crops[sha], model.card.types.index(named)
-        asked = model.run(occlusion.covered(crop), "type_probabilities")[0][:, column]
-        return images.jpeg_preview(np.hstack([crop, occlusion.overlay(crop, occlusion.drop(asked))]))
+        asked = model.run(occlusion.covered(crop), "type_probabilities")[0]
+        return images.jpeg_preview(np.hstack([crop, occlusion.overlay(crop, occlusion.drop(asked, column))]))
 
     return [
         evaluation_page.ErrorExample(

@@ -16,8 +16,10 @@ from PIL import Image
 from smearline import images
 from smearline.images import UInt8Array
 
-GRID = 8
+GRID = 7
 """Places along a side; each is covered with its neighbours half-way round, so that neighbours overlap."""
+_PLAIN = 1.0
+"""A fall from which a place is drawn at full strength, unless another falls farther: less is not blown up into evidence."""
 _TINT = np.array([255.0, 214.0, 0.0])
 _STRENGTH = 0.65
 Floats = NDArray[np.floating]
@@ -38,18 +40,25 @@ def covered(crop_HWC: UInt8Array) -> UInt8Array:
     return found
 
 
-def drop(probability_N: Floats) -> NDArray[np.float64]:
-    """GRID x GRID: by how much the log-odds of a type fall where a place is covered; from its probabilities on `covered` crops."""
-    p = np.clip(probability_N.astype(float), 1e-6, 1 - 1e-6)
-    odds = np.log(p / (1 - p))
-    found: NDArray[np.float64] = (odds[0] - odds[1:]).reshape(GRID, GRID)
+def drop(types_NT: Floats, column: int) -> NDArray[np.float64]:
+    """GRID x GRID: by how much a type's lead over the next most probable one falls where a place is covered.
+
+    Args:
+        types_NT: type probabilities of the `covered` crops, (1 + GRID * GRID) x T. column: of the type.
+
+    Returns:
+        Differences of log(probability of the type / highest of the others), which, unlike the odds, does not run out of digits
+        where the type is all but certain.
+    """
+    logs = np.log(np.maximum(types_NT.astype(float), 1e-37))
+    lead = logs[:, column] - np.delete(logs, column, axis=1).max(axis=1)
+    found: NDArray[np.float64] = (lead[0] - lead[1:]).reshape(GRID, GRID)
     return found
 
 
 def overlay(crop_HWC: UInt8Array, drop_GG: Floats) -> UInt8Array:
     """The crop with what speaks for the type in yellow, strongest where covering it cost most; what speaks against it is left."""
-    weight = np.maximum(drop_GG, 0).astype(np.float32)
-    weight = weight / weight.max() if weight.max() > 0 else weight
+    weight = (np.maximum(drop_GG, 0) / max(_PLAIN, float(drop_GG.max()))).astype(np.float32)
     size = (crop_HWC.shape[1], crop_HWC.shape[0])
     share = _STRENGTH * np.asarray(Image.fromarray(weight).resize(size, Image.Resampling.BILINEAR))[:, :, None]
     found: UInt8Array = (crop_HWC * (1 - share) + _TINT * share).round().astype(np.uint8)

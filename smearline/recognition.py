@@ -25,7 +25,7 @@ from smearline.confidence import Confidence
 from smearline.errors import DataError, ImageError, ModelError
 from smearline.reader import prepare
 
-CONTRACT = "recogniser-2"
+CONTRACT = "recogniser-1"
 ONNX_FILE, CARD_FILE, SEEN_FILE = "recogniser.onnx", "model.json", "trained_on.parquet"
 _BATCH = 32
 
@@ -74,7 +74,9 @@ class RecognitionModel:
                 raise ModelError(f"{folder} is no model folder: it has no {name}; {inside}")
         self.folder = folder
         try:
-            self.card = ModelCard.model_validate(plain_json.read(folder / CARD_FILE))
+            said = plain_json.read(folder / CARD_FILE)
+            said.pop("map_px", None)  # of cards from when the network gave activation maps
+            self.card = ModelCard.model_validate(said)
         except ValueError as error:
             raise ModelError(f"{folder / CARD_FILE} is no model card: {error}") from error
         if self.card.contract != CONTRACT:
@@ -215,7 +217,7 @@ def table_of(
 ) -> pa.Table:
     """One row a cell: the answer in the vocabulary's terms, and what its crop says of the staining and the optics.
 
-    `probability_untempered` is the network's own of the type named, comparable from site to site. With a `confidence` in the
+    `probability_untempered` is the network's own highest, comparable from site to site. With a `confidence` in the
     card the probabilities p_ are calibrated by site, and there are type_set (types, by spaces), unlike (a distance;
     beyond 1 the cell is unlike what was trained on) and named (False: unidentified, whatever predicted_type suggests).
 
@@ -228,11 +230,11 @@ def table_of(
     """
     text = pa.string()
     found = {name: pa.array([r[name] for r in metadata], text) for name in ("sha256", "site", "patient", "smear")}
-    judged = {"probability_untempered": pa.array(types.max(axis=1))}
+    own: dict[str, pa.Array] = {"probability_untempered": pa.array(types.max(axis=1))}
     if card.confidence:
         types, in_set, distance, named = card.confidence.judge(types, embedding, [r["site"] for r in metadata])
         sets = [" ".join(t for t, inside in zip(card.types, row, strict=True) if inside) for row in in_set]
-        judged = {"type_set": pa.array(sets, text), "unlike": pa.array(distance), "named": pa.array(named)}
+        own |= {"type_set": pa.array(sets, text), "unlike": pa.array(distance), "named": pa.array(named)}
     best = types.argmax(axis=1)
     found["predicted_type"] = pa.array([card.types[i] for i in best], text)
     for code in vocabulary.load().types:
@@ -245,7 +247,7 @@ def table_of(
         found |= {f"p_{name}_{value}": pa.array(part[:, i]) for i, value in enumerate(of_name)}
         start += len(of_name)
     found["scale_assumed"] = pa.array([r["scale_assumed"] for r in metadata], pa.bool_())
-    found |= judged
+    found |= own
     # What cannot be measured on a crop is null.
     measured = staining.measure(crops, card.field_um / card.size_px)
     found |= {name: pa.array(column, from_pandas=True) for name, column in measured.items()}

@@ -50,9 +50,10 @@ def test_sets_cover_each_type_on_new_cells_of_the_same_kind():
     assert 1 < sets.sum(axis=1).mean() < T, "a set of everything would hold it too"
 
 
-@pytest.mark.mission("an over-sure model is calibrated, site by site")
-def test_temperatures_mend_a_model_that_is_too_sure_and_only_where_there_are_labels():
+@pytest.mark.mission("an over-sure model is calibrated, by the site's own labels or by those of all")
+def test_temperatures_mend_a_model_that_is_too_sure():
     made = fitted(sharp=2.5)
+    assert made.temperatures[confidence.ELSEWHERE] == made.temperatures["a"], "one site has all the labels here"
     said, _, embedding, kind = drawn(4000, 3, sharp=2.5)
     assert made.temperatures["a"] == pytest.approx(2.5, rel=0.15)
     gap = {}
@@ -61,7 +62,8 @@ def test_temperatures_mend_a_model_that_is_too_sure_and_only_where_there_are_lab
         np.testing.assert_allclose(calibrated.sum(axis=1), 1, atol=1e-5)
         assert (calibrated.argmax(axis=1) == said.argmax(axis=1)).all()
         gap[site] = abs(calibrated.max(axis=1).mean() - (calibrated.argmax(axis=1) == kind).mean())
-    assert gap["a"] < 0.02 < 0.1 < gap["elsewhere"]
+    untouched = abs(said.max(axis=1).mean() - (said.argmax(axis=1) == kind).mean())
+    assert gap["a"] < 0.02 < 0.1 < untouched and gap["elsewhere"] < 0.02
 
 
 @pytest.mark.mission("what training drew more often than it comes is not answered more often than it comes")
@@ -81,7 +83,28 @@ def test_offsets_bring_back_the_sites_own_mix_of_types():
     moved, *_ = made.judge(said, embedding, ["a"] * 6000)
     np.testing.assert_allclose(moved.mean(axis=0), own, atol=0.02)
     assert (moved.argmax(axis=1) == kind).mean() > (said.argmax(axis=1) == kind).mean() + 0.05
-    np.testing.assert_allclose(made.judge(said, embedding, ["elsewhere"] * 6000)[0], said, atol=1e-5)
+    elsewhere = made.judge(said, embedding, ["elsewhere"] * 6000)[0]
+    np.testing.assert_array_equal(elsewhere.argmax(axis=1), said.argmax(axis=1))
+
+
+@pytest.mark.mission("no site's mix makes a blast less of a blast")
+def test_a_mix_never_speaks_against_blasts():
+    types = ("BASO", "BLAST", "LYMPH", "MONO", "PLASMA")
+    for blasts in (np.nan, 1.0, 20.0, 4000.0):
+        own = np.array([40, blasts, 2500, 600, np.nan])
+        moved = np.array(confidence.offsets_for(types, own, np.sqrt(np.nan_to_num(own, nan=5)), 1.0))
+        assert (moved[1] >= moved).all() and (moved[4] >= moved).all(), (
+            "beside no other type is it less probable than before"
+        )
+        assert moved[2] - moved[3] == pytest.approx(np.log(2500 / 600) / 2, abs=1e-5) or blasts == 4000
+    cells = np.float32([[0, 0.6, 0.4, 0, 0]])
+    card = fitted().model_copy(
+        update={"offsets": {"a": tuple(moved)}, "temperatures": {}, "limits": (0.0,) * 5, "whitening": ()}
+    )
+    assert card.judge(cells, np.zeros((1, E), np.float32), ["a"])[0].argmax() == 1
+    clipped = confidence.offsets_for(types, np.array([1e-9, 1, 1, 1, 1]), np.ones(5), 1.0, most=4)
+    assert clipped[2] - clipped[0] == pytest.approx(np.log(4) + np.log(5 / 4), abs=1e-4)
+    assert not len(card.judge(np.zeros((0, 5), np.float32), np.zeros((0, E), np.float32), [])[0])
 
 
 @pytest.mark.mission("the mix of types at a new site is estimated without labels")

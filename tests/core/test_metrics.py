@@ -328,23 +328,29 @@ def test_conflicting_or_unknown_characteristic_labels_are_refused() -> None:
 
 @pytest.mark.mission("reader against reader beside model against reader, wherever a source has two labels")
 def test_readers_are_compared_where_there_are_two_labels():
-    def label(sha: str, value: str, role: str = "reference", conflicted: bool = False) -> dict:
-        return {"sha256": sha, "name": "type", "value": value, "role": role, "conflicted": conflicted}
+    def label(sha: str, value: str, role: str = "reference", conflicted: bool = False, by: str = "first") -> dict:
+        return {
+            "sha256": sha,
+            "name": "type",
+            "value": value,
+            "role": role,
+            "conflicted": conflicted,
+            "labelled_by": by,
+        }
 
     labels = [label(f"r{i}", "BLAST") for i in range(10)]
-    labels += [label(f"r{i}", "BLAST" if i < 8 else "MONO", "reannotation") for i in range(10)]
-    labels += [label("d", "LYMPH", conflicted=True), label("d", "LYMPH_ATYP", conflicted=True), label("x", "EOS")]
+    labels += [label(f"r{i}", "BLAST" if i < 8 else "MONO", "reannotation", by="again") for i in range(10)]
+    labels += [label(f"r{i}", "MONO", "reannotation", by="and again") for i in range(2)]
+    labels += [label("d", t, conflicted=True) for t in ("LYMPH", "LYMPH_ATYP", "MONO")] + [label("x", "EOS")]
     said = ["BLAST"] * 6 + ["MONO"] * 4
     rows = [(f"r{i}", "lmu", f"p{i}", said[i], i == 0) for i in range(10)]
-    rows += [("d", "jhu", "q", "LYMPH_ATYP", True), ("x", "jhu", "q", "EOS", False)]
+    rows += [("d", "jhu", "q", "MONO", True), ("x", "jhu", "q", "EOS", False)]
     columns = ["sha256", "site", "patient", "predicted_type", "seen_in_training"]
-    found = score_readers(pd.DataFrame(rows, columns=columns), pd.DataFrame(labels), seed=1)
-    disputed, again = found
-    assert (disputed["site"], disputed["kind"], disputed["cells"], disputed["of_patients_trained_on"]) == (
-        "jhu",
-        "disputed",
-        1,
-        1,
+    disputed, again, third = score_readers(pd.DataFrame(rows, columns=columns), pd.DataFrame(labels), seed=1)
+    about = (disputed["site"], disputed["reading"], disputed["cells"], disputed["of_patients_trained_on"])
+    assert about == ("jhu", "disputed", 1, 1)
+    assert disputed["model_agrees_with_first"]["value"] == 1 and "readers_agree" not in disputed, (
+        "any of its three labels"
     )
     values = {name: again[name]["value"] for name in again if isinstance(again[name], dict)}
     assert again["cells"] == 9, "the cell that training saw is left out"
@@ -352,4 +358,4 @@ def test_readers_are_compared_where_there_are_two_labels():
     assert values["model_agrees_with_first"] == pytest.approx(5 / 9)
     assert values["model_agrees_with_second"] == pytest.approx(7 / 9)
     assert again["readers_agree"]["low"] < 7 / 9 < again["readers_agree"]["high"]
-    assert disputed["model_agrees_with_second"]["value"] == 1 and "readers_agree" not in disputed
+    assert (third["reading"], third["cells"], third["readers_agree"]["value"]) == ("and again", 1, 0)

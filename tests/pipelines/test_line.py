@@ -374,43 +374,48 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
 
 @pytest.mark.mission("what so many labels of a new site bring is shown as a curve")
 def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def made(model: Path, cells: Path, budget: int, out: Path, weights: Path | None) -> dict:
-        """A report whose figures hang on the budget alone."""
-        out.mkdir(parents=True)
-        there, home = ({"cells": 9, "accuracy": a, "balanced_accuracy": a} for a in (0.5 + budget / 1000, 0.9))
-        before = {"cells": 9, "accuracy": 0.5, "balanced_accuracy": 0.5}
-        report = {"before": before, "after": there}
-        return {"labelled": budget, "new_site": report, "home_validation_cells": {"before": home, "after": home}}
+    class Site:
+        predictions = pd.DataFrame()
 
-    monkeypatch.setattr(adapt, "adapt", made)
-    table = adapt.curve(Path("m"), Path("c"), [100, 20], tmp_path / "out")
+        def __init__(self, *_: object) -> None: ...
+
+        def chosen(self, budget: int) -> pd.DataFrame:
+            return pd.DataFrame({"sha256": [str(i) for i in range(budget)], "true_type": "BLAST", "conflicted": False})
+
+    def made(_: object, chosen: pd.DataFrame, out: Path) -> dict:
+        """A report whose figures hang on the budget alone."""
+        there, home = ({"cells": 9, "accuracy": a, "balanced_accuracy": a} for a in (0.5 + len(chosen) / 1000, 0.9))
+        report = {"before": {"cells": 9, "accuracy": 0.4, "balanced_accuracy": 0.4}, "after": there}
+        return {"labelled": len(chosen), "new_site": report, "home_validation_cells": {"before": home, "after": home}}
+
+    monkeypatch.setattr(adapt, "_NewSite", Site)
+    monkeypatch.setattr(adapt, "_adapt", made)
+    table = adapt.curve(Path("m"), Path("c"), [100, 0, 20], tmp_path / "out")
     there = table[table["where"] == "the new site"]
-    assert there["labels"].tolist() == [0, 20, 100] and there["accuracy"].tolist() == [0.5, 0.52, 0.6]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "100",
-        "20",
-        "adaptation_curve.csv",
-        "adaptation_curve.html",
-    ]
+    assert there["model"].tolist() == ["as it was", "adapted", "adapted", "adapted"]
+    assert there["labels"].tolist() == [0, 0, 20, 100] and there["accuracy"].tolist() == [0.4, 0.5, 0.52, 0.6]
     assert "<script src=" not in (tmp_path / "out" / "adaptation_curve.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.mission("a type that a site never had is left as probable as the network says")
+@pytest.mark.mission("probabilities go from the mix that was drawn towards the site's own")
 def test_offsets_go_from_what_was_drawn_towards_the_sites_own_mix():
     kinds = ["LYMPH"] * 400 + ["MONO"] * 100 + ["BASO"]
     cells = pd.DataFrame({"site": "lab", "true_type": kinds})
     types = ("BASO", "BLAST", "LYMPH", "MONO")
     given = parameters(balance=0.5)
+    part = given.confidence.natural_mix
     own = np.array(calibrate.offsets(cells, cells, types, given)["lab"])
-    expected = (
-        np.log([5, 1, 400, 100]) / 2 * given.confidence.natural_mix
-    )  # drawn by the root; fewer than five count as five
-    assert own[1] == 0 and own[[0, 2, 3]].sum() == pytest.approx(0, abs=1e-5)
-    np.testing.assert_allclose(np.diff(own[[0, 2, 3]]), np.diff(expected[[0, 2, 3]]), atol=1e-5)
+    expected = part * np.log([5, 400, 100]) / 2  # drawn by the root; fewer than five count as five
+    np.testing.assert_allclose(np.diff(own[[0, 2, 3]]), np.diff(expected), atol=1e-5)
+    assert own[1] == own.max(), "what the site never had is beside no other type less probable"
     # An adaptation trains on a choice of home's cells, of every type the same number: the rest of the way is longer.
     chosen = pd.concat([part.head(100) for _, part in cells.groupby("true_type")])
     moved = np.array(calibrate.offsets(cells, chosen, types, given)["lab"])
-    assert moved[2] - moved[3] == pytest.approx(given.confidence.natural_mix * np.log(4), abs=1e-5)
+    assert moved[2] - moved[3] == pytest.approx(part * np.log(4), abs=1e-5)
+    by_parents = cells.assign(true_type=["NEUT"] * 300 + kinds[300:])
+    assert calibrate.offsets(by_parents, cells, types, given) == {}, (
+        "which of a parent's children they are is not known"
+    )
 
 
 def test_what_is_chosen_goes_by_the_root_of_what_is_seen_and_is_spread():
