@@ -70,7 +70,7 @@ proof-postgres: setup ## the case store's tests on a PostgreSQL server that it s
 	@$(PY) -m bench.postgres
 
 test: setup lint ## ruff, mypy and the tests
-	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(PY) -m pytest
 
 figures: setup ## record the results of .work/real and .work/cross-*, and make the README's tables from them
 	@$(PY) -m bench.figures record

@@ -73,14 +73,6 @@ def real_data() -> Path:
     return REAL_DATA
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A folder's tests go to one process, since they share what is dear to make; the longest, of the pipelines, begin."""
-    items.sort(key=lambda item: "tests/pipelines/" not in item.nodeid)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.nodeid.split("/")[1]))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None] | None:
     """What ran, what was skipped and why, and which part of the mission each skip leaves unproved."""
