@@ -131,18 +131,20 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
 
 
 def save_weights(recogniser: Recogniser, path: Path) -> None:
-    """All weights, with the names of the outputs."""
-    names = {"types": json.dumps(recogniser.types), "characteristics": json.dumps(recogniser.characteristics)}
+    """All weights, with the names of the outputs; the same bytes for the same weights."""
+    # In one entry: safetensors writes several in any order.
+    names = {"outputs": json.dumps({"types": recogniser.types, "characteristics": recogniser.characteristics})}
     save_file({name: tensor.contiguous() for name, tensor in recogniser.state_dict().items()}, path, names)
 
 
 def _take_over(recogniser: Recogniser, path: Path) -> bool:
     """The backbone of another recogniser, and of its heads the outputs that both have; False where the file is of no recogniser."""
     with safe_open(path, "pt") as file:
-        if "types" not in (said := file.metadata() or {}):
+        if "outputs" not in (metadata := file.metadata() or {}):
             return False
+        said = json.loads(metadata["outputs"])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    theirs = (json.loads(said["types"]), _values(json.loads(said["characteristics"])))
+    theirs = (said["types"], _values(said["characteristics"]))
     ours = (list(recogniser.types), _values(recogniser.characteristics))
     try:
         prefix = "backbone."
