@@ -173,15 +173,15 @@ def test_a_killed_worker_costs_little(
     frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    params = parameters(epochs=3, workers=2, checkpoint_steps=2)
+    params = parameters(epochs=6, workers=2, checkpoint_steps=2)
     killed: list[int] = []
 
     def may_die() -> bool:
-        """In the second epoch, with a checkpoint so far within it that an earlier one is surely registered."""
+        """With a checkpoint within a later epoch: then that of the epoch before is surely registered."""
         for state in (tmp_path / training.RUNS).glob("*/checkpoint_*/state.pt"):
             with contextlib.suppress(Exception):  # half written, or removed meanwhile
                 saved = torch.load(state, weights_only=True)
-                if saved["epoch"] == 1 and len(saved["losses"]) > 2:
+                if saved["epoch"] and saved["losses"]:
                     return True
         return False
 
@@ -202,12 +202,10 @@ def test_a_killed_worker_costs_little(
     killer.join()
     assert killed, "no worker was running when a checkpoint was there"
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"resumed after epoch 1 and \d+ batches|resumed after epoch 2", s) for s in lines), "\n".join(
-        lines
-    )
-    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert any(re.match(r"resumed after epoch [1-5]", line) for line in lines), "\n".join(lines)
+    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5, 6]
     trained = [line.split(":")[0] for line in lines if line.startswith("epoch ")]
-    assert trained[0].startswith("epoch 1") and len(trained) <= 4, "the first epoch was not trained again"
+    assert trained.count("epoch 1/6") == 1 and len(trained) <= 7, "at most one epoch was trained twice"
     undisturbed = training.fit(frame, params)
     assert result.history == undisturbed.history, "a run that was resumed is the run that it would have been"
     assert all(torch.equal(tensor, undisturbed.state[name]) for name, tensor in result.state.items())
