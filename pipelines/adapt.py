@@ -204,7 +204,7 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     predictions = recognise(model, site.cells, keep=site.candidates)[0]
     counts = taught.groupby(["site", "true_type"]).size() ** (1 - site.recipe.train.balance)
     drawn = counts.groupby("true_type").sum().reindex(list(types)).fillna(1.0).to_numpy(float)
-    drawn /= drawn.sum()
+    drawn = drawn / drawn.sum()
     offsets, found = dict(limits.offsets), {}
     for name, part in predictions.groupby("site"):
         if name in home or len(part) < confidence.LEAST_OF_SITE:
