@@ -173,22 +173,22 @@ def test_a_killed_worker_costs_little(
     frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    params = parameters(epochs=6, workers=2, checkpoint_steps=2)
+    params = parameters(epochs=4, workers=2, checkpoint_steps=2)
     killed: list[int] = []
 
     def may_die() -> bool:
-        """With a checkpoint within a later epoch: then that of the epoch before is surely registered."""
+        """With a second checkpoint, within an epoch or, where that was missed, later: then the first is surely registered."""
         for state in (tmp_path / training.RUNS).glob("*/checkpoint_*/state.pt"):
             with contextlib.suppress(Exception):  # half written, or removed meanwhile
                 saved = torch.load(state, weights_only=True)
-                if saved["epoch"] and saved["losses"]:
+                if saved["epoch"] or len(saved["losses"]) > 2:
                     return True
         return False
 
     def kill_a_worker() -> None:
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline and not killed:
-            time.sleep(0.1)
+            time.sleep(0.02)
             if may_die():
                 for process in psutil.Process().children(recursive=True):  # of this test's Ray alone
                     if "RayTrainWorker" in " ".join(process.cmdline()):
@@ -202,10 +202,10 @@ def test_a_killed_worker_costs_little(
     killer.join()
     assert killed, "no worker was running when a checkpoint was there"
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"resumed after epoch [1-5]", line) for line in lines), "\n".join(lines)
-    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5, 6]
+    assert any(re.match(r"resumed after epoch \d", line) for line in lines), "\n".join(lines)
+    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4]
     trained = [line.split(":")[0] for line in lines if line.startswith("epoch ")]
-    assert trained.count("epoch 1/6") == 1 and len(trained) <= 7, "at most one epoch was trained twice"
+    assert len(trained) <= 5, "at most one epoch was trained twice"
     undisturbed = training.fit(frame, params)
     assert result.history == undisturbed.history, "a run that was resumed is the run that it would have been"
     assert all(torch.equal(tensor, undisturbed.state[name]) for name, tensor in result.state.items())
@@ -317,7 +317,7 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     site, cells, out = sites.load("sim_east", CHECKOUT / "sites"), tmp_path / "new", tmp_path / "adapted"
-    simulator.simulate(tmp_path / "raw", sites=[site], seed=8, num_patients=8, cells_per_smear=12)
+    simulator.simulate(tmp_path / "raw", sites=[site], seed=8, num_patients=12, cells_per_smear=12)
     importing.import_source(sources.load("folder"), tmp_path / "raw" / "sim_east", site, cells)
     before = sorted(p.name for p in (workspace / "models").iterdir())
     shell(workspace, sys.executable, "-m", "flows", "adapt", str(cells), str(out), "--budget", "12")
