@@ -75,6 +75,7 @@ def test_what_a_name_rests_on_is_a_picture(client: httpx.Client):
     assert shown.headers["content-type"] == "image/png" and shown.headers["smearline-type"] == named
     pixels = np.asarray(Image.open(io.BytesIO(shown.content)))
     assert pixels.shape[1] == 2 * pixels.shape[0], "the picture and its overlay"
+    assert pixels[:, : len(pixels)].std() > 5, "the cell is on it"
     assert shown.headers["smearline-origin"] == "simulated" and shown.headers["smearline-use"] == "research use only"
     other = client.post("/v1/occlusion", data={"site": "sim_north", "type": "EOS"}, files=parts(cell))
     assert other.headers["smearline-type"] == "EOS"
