@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipelines.cells import MODEL, TRAINED, in_force, split_cells
 from smearline import confidence, plain_json, reader, settings
-from smearline.metrics.blasts import false_alarm_share
+from smearline.metrics.blasts import false_alarm_share, probability_for_ppv
 from smearline.recognition import CARD_FILE, RecognitionModel, recognise
 
 _CENTRE = 200
@@ -72,10 +72,12 @@ def calibrate(
             offsets=offsets(whole if mix is None else mix, train, types, params),
         )
     if found and "BLAST" in types:
-        named = found.judge(probabilities, embeddings[rows], list(watched["site"]))[0].argmax(axis=1)
-        blasts = false_alarm_share(watched, named == types.index("BLAST"))
+        served, blast = found.judge(probabilities, embeddings[rows], list(watched["site"]))[0], types.index("BLAST")
+        blasts = false_alarm_share(watched, served.argmax(axis=1) == blast)
         rests_on = (blasts["smears"], blasts["pseudo_smears"])
-        found = found.model_copy(update={"blasts_above": blasts["above"], "blast_free": rests_on})
+        true = (watched["true_type"] == "BLAST").to_numpy(bool)
+        limit = probability_for_ppv(served[:, blast], true, params.confidence.blast_ppv)
+        found = found.model_copy(update={"blast_from": limit, "blasts_above": blasts["above"], "blast_free": rests_on})
     shutil.copytree(trained, out, dirs_exist_ok=True)
     used = {**model.card.parameters, "confidence": params.confidence.model_dump(mode="json")}
     card = model.card.model_copy(update={"confidence": found, "parameters": used})

@@ -59,6 +59,8 @@ class Confidence(BaseModel):
     centres: tuple[tuple[float, ...] | None, ...]
     whitening: tuple[tuple[float, ...], ...]
     """E x E: the distance is the length of (embedding - centre) @ whitening; empty where no type has a centre."""
+    blast_from: float | None = None
+    """The least probability of a blast from which `blast_ppv` of the validation cells are blasts (metrics.blasts)."""
     blasts_above: float | None = None
     """A smear with a larger share of cells called blasts is flagged (metrics.blasts.false_alarm_share)."""
     blast_free: tuple[int, int] = (0, 0)

@@ -88,6 +88,7 @@ def evaluate(
         origin=origin,
         context=context,
         flag_above=limits.blasts_above if limits else None,
+        blast_from=limits.blast_from if limits else None,
     )
     figures["readers"] = plain_json.plain(score_readers(predictions, dataset.read_labels(directory), seed))
     plain_json.write(out / "metrics.json", figures)

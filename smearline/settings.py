@@ -97,6 +97,7 @@ class ConfidenceSettings(_Section):
     coverage: float = Field(gt=0.5, lt=1)
     max_error: float = Field(gt=0, lt=0.5)
     typical: float = Field(gt=0.5, le=1)
+    blast_ppv: float = Field(gt=0, le=1)
 
 
 class EvaluateSettings(_Section):

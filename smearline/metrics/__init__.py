@@ -34,6 +34,7 @@ def evaluate(
     origin: str,
     context: Mapping[str, Any],
     flag_above: float | None = None,
+    blast_from: float | None = None,
 ) -> Json:
     """Score predictions against labels: one deterministic dictionary, floats rounded to 6 places, null for unknown.
 
@@ -45,6 +46,7 @@ def evaluate(
         seed: of the bootstrap; the same input and seed give the same dictionary.
         origin: 'real' or 'simulated'.
         flag_above: share of blasts beyond which the model flags a smear (its card's `blasts_above`).
+        blast_from: the probability from which the model counts a cell as a possible blast (its card's `blast_from`).
         context: what the figures belong to (data version, model, split); copied into the result.
 
     Raises:
@@ -55,8 +57,8 @@ def evaluate(
     every = read_cells(predictions)
     cells = every[every["label"] >= 0]
     counts = {site: _counts(part) for site, part in every.groupby("site")}
-    overall = _scope("", cells, seed)
-    by_site = {str(site): _scope(str(site), part, seed) for site, part in cells.groupby("site")}
+    overall = _scope("", cells, seed, blast_from)
+    by_site = {str(site): _scope(str(site), part, seed, blast_from) for site, part in cells.groupby("site")}
     characteristics = score_characteristics(cells, truth, train_labels, seed)
     unknown = sorted(cells.loc[cells["patient"].isna(), "site"].unique())
     per_class = overall["types"]["per_class"]
@@ -121,12 +123,12 @@ def headline(metrics: Json) -> dict[str, float]:
     return {name: round(float(value), 6) for name, value in found.items() if value is not None}
 
 
-def _scope(name: str, cells: pd.DataFrame, seed: int) -> Json:
+def _scope(name: str, cells: pd.DataFrame, seed: int, blast_from: float | None) -> Json:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # a further site changes no other site's intervals
     return score_types(cells, rng) | {
         "calibration": score_calibration(cells),
-        "blast": score_blasts(cells, rng),
         "sureness": score_sureness(cells, rng),
+        "blast": score_blasts(cells, rng, blast_from),
     }
 
 

@@ -16,18 +16,43 @@ BLAST = "BLAST"
 MANY = 0.05  # share from which a smear has many: 5 % in blood is MDS with increased blasts 2 (WHO 2022)
 
 
-def score_blasts(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
-    """AUC of the blast probability: cells labelled BLAST against all other labelled cells, parent-labelled included."""
+def score_blasts(cells: pd.DataFrame, rng: np.random.Generator, blast_from: float | None = None) -> Json:
+    """AUC of the blast probability: cells labelled BLAST against all other labelled cells, parent-labelled included.
+
+    Args:
+        blast_from: the model's own limit (`probability_for_ppv`); with it `screen` counts cells from that probability on as found.
+    """
     column = codes().types.index(BLAST)
     true_N = (cells["label"] == codes().codes.index(BLAST)).to_numpy()
     said_N, cluster_N = (cells["predicted"] == column).to_numpy(), cells["cluster"].to_numpy()
-    return {
+    chance_N = probabilities(cells)[:, column]
+    found: Json = {
         "support": int(true_N.sum()),
         "trained": BLAST in trained_types(cells),
-        "auc": auc(probabilities(cells)[:, column], true_N, cluster_N, rng),
+        "auc": auc(chance_N, true_N, cluster_N, rng),
         "sensitivity": share(said_N[true_N], cluster_N[true_N], rng),
         "ppv": share(true_N[said_N], cluster_N[said_N], rng),
     }
+    if blast_from is not None:
+        over_N = chance_N >= blast_from
+        found["screen"] = {
+            "from": blast_from,
+            "sensitivity": share(over_N[true_N], cluster_N[true_N], rng),
+            "ppv": share(true_N[over_N], cluster_N[over_N], rng),
+        }
+    return found
+
+
+def probability_for_ppv(chance_N: NDArray[np.floating], true_N: NDArray[np.bool_], ppv: float) -> float | None:
+    """The least probability from which `ppv` and more of the cells are blasts, six places, rounded down; None where there is none.
+
+    To be learned on cells that do not judge it. A positive predictive value hangs on how many blasts there are among the cells.
+    """
+    order = np.argsort(-chance_N, kind="stable")
+    sorted_N = chance_N[order].astype(float)
+    last = np.append(np.diff(sorted_N) != 0, True)  # cells of one probability are found together or not at all
+    enough = np.flatnonzero(last & (np.cumsum(true_N[order]) / np.arange(1, len(order) + 1) >= ppv))
+    return float(np.floor(sorted_N[enough[-1]] * 1e6) / 1e6) if len(enough) else None
 
 
 PSEUDO_CELLS = 100

@@ -56,7 +56,9 @@ def simulated(num_cells: int = 3000, seed: int = 0) -> tuple[pd.DataFrame, pd.Da
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    metrics = evaluate(*simulated(), origin="simulated", context={"model": NASTY, "split": "by patient"})
+    metrics = evaluate(
+        *simulated(), origin="simulated", context={"model": NASTY, "split": "by patient"}, blast_from=0.25
+    )
     out = tmp_path_factory.mktemp("page") / "evaluation.html"
     read_back = json.loads(json.dumps(metrics, allow_nan=False))
     render(read_back, title=f"Recogniser {NASTY}", examples=[EXAMPLE], out=out)
@@ -71,6 +73,7 @@ def test_every_type_section_and_site_is_there(page: str) -> None:
         "Site alpha",
         "Site gamma",
         "Research use only",
+        "blast probability is at least 0.250",
         "Simulated data",
         "nothing about clinical performance",
     ):

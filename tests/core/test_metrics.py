@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from smearline.errors import DataError
 from smearline.metrics import evaluate, headline
-from smearline.metrics.blasts import false_alarm_share
+from smearline.metrics.blasts import false_alarm_share, probability_for_ppv
 from smearline.metrics.intervals import auc, bootstrap_counts, exact_bounds, proportion_bounds
 from smearline.metrics.readers import score_readers
 from smearline.vocabulary import load
@@ -191,6 +191,27 @@ def test_blasts_smear_by_smear() -> None:
     assert smears["no_blast_and_none_predicted"]["value"] == 1
     assert [r["predicted_blasts"] for r in smears["rows"]] == [0, 2, 0]
     assert smears["rows"][1]["true_share"]["value"] == 0.2
+
+
+def test_the_probability_from_which_enough_cells_are_blasts_takes_ties_together() -> None:
+    chance = np.array([0.9, 0.8, 0.8, 0.6, 0.4, 0.4, 0.1])
+    true = np.array([True, True, True, False, True, False, True])
+    assert probability_for_ppv(chance, true, 0.99) == 0.8
+    assert probability_for_ppv(chance, true, 0.8) == 0.8, "of the two at 0.4 one is none: 4 of 6"
+    assert probability_for_ppv(chance, true, 0.7) == 0.1
+    assert probability_for_ppv(chance, ~true, 0.9) is None
+
+
+@pytest.mark.mission("possible blasts are counted from the model's own limit on")
+def test_possible_blasts_are_counted_from_the_limit_on() -> None:
+    frame = table([("BLAST", "BLAST")] * 6 + [("BLAST", "LYMPH")] * 2 + [("LYMPH", "LYMPH")] * 12, [None] * 20)
+    assert "screen" not in scored(frame)["blast"]["overall"]
+    chance = frame["p_BLAST"].to_numpy()
+    limit = probability_for_ppv(chance, (frame["true_type"] == "BLAST").to_numpy(), 1.0)
+    screen = scored(frame, blast_from=limit)["blast"]["overall"]["screen"]
+    assert screen["from"] == limit and screen["ppv"]["value"] == 1.0
+    assert screen["sensitivity"]["value"] == 6 / 8
+    assert scored(frame, blast_from=0.0)["blast"]["overall"]["screen"]["sensitivity"]["value"] == 1.0
 
 
 @pytest.mark.mission("a smear is flagged beyond what blast-free smears of the validation showed")
