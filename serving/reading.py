@@ -82,6 +82,7 @@ class Reader:
         self._trained = {"real": taught, "simulated": set(self.card.characteristics)}
         self._recognise = recognise
         self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._occluding = asyncio.Semaphore(1)  # fifty answers each: whoever asks for many waits, and nobody else
 
     async def read(self, data: Sequence[bytes], site: Site, case: Case, acquired_at: datetime | None) -> Reading:
         """Recognise images; one that cannot be used is among the errors and leaves the others alone."""
@@ -139,8 +140,9 @@ class Reader:
             crop = prepare(data, _scale(site), self.card.field_um, self.card.size_px, _decode(data))
             return occlusion.covered(crop)
 
-        crops = await self._run(look)
-        outputs = await self._recognise(crops)
+        async with self._occluding:
+            crops = await self._run(look)
+            outputs = await self._recognise(crops)
         if named is None:  # as the cell is answered
             row = {"sha256": None, "site": site.name, "patient": None, "smear": None}
             named = self._table([row], crops[:1], outputs[:1], site)["predicted_type"][0].as_py()
@@ -180,6 +182,9 @@ class Reader:
             if "named" in row:
                 status = "named" if row["named"] else "unidentified"
                 cell |= {"status": status, "type_set": row["type_set"].split(), "unlike": row["unlike"]}
+            limit = self.card.confidence and self.card.confidence.blast_from
+            if limit is not None:
+                cell["possible_blast"] = row["p_BLAST"] >= limit
             found.append({**cell, "characteristics": characteristics, "scale_assumed": row["scale_assumed"]})
         return found
 

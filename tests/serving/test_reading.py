@@ -13,9 +13,11 @@ from serving_fixtures import make_package
 from serving import bento
 from serving.cases import Case
 from serving.reading import Reader
+from smearline import plain_json
 from smearline import sites as site_files
+from smearline.confidence import Confidence
 from smearline.errors import ModelError
-from smearline.recognition import RecognitionModel
+from smearline.recognition import CARD_FILE, RecognitionModel
 
 pytest_plugins = ["serving_fixtures"]
 
@@ -51,6 +53,26 @@ def test_a_characteristic_without_real_labels_is_not_served_on_real_cells(
         assert found["cell_size"] == "not trained"  # the model has no such output
         if "auer_rod" in found:
             assert (found["auer_rod"] != "not trained") == auer_rods_are_said
+
+
+def test_a_possible_blast_is_said_from_the_models_own_limit_on(
+    tmp_path: Path, sites: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SMEARLINE_SITES", str(sites))
+    monkeypatch.setenv("SMEARLINE_KEY_FILE", str(tmp_path / "key"))
+    package = make_package(tmp_path / "package", diagnoses=None)
+    assert not any("possible_blast" in cell for cell in said(package, "sim_north")), "a model without limits says none"
+    chances = sorted(cell["probabilities"]["BLAST"] for cell in said(package, "sim_north"))
+    types = len(plain_json.read(package / "recogniser" / CARD_FILE)["types"])
+    limits = Confidence(
+        coverage=0.9, temperatures={}, limits=(0.0,) * types, num_cells=(9,) * types, named_from=0.0, error=0.0,
+        named=1.0, centres=(None,) * types, whitening=(), blast_from=chances[40],
+    )  # fmt: skip
+    card = plain_json.read(package / "recogniser" / CARD_FILE) | {"confidence": limits.model_dump(mode="json")}
+    plain_json.write(package / "recogniser" / CARD_FILE, card)
+    cells = said(package, "sim_north")
+    assert {c["possible_blast"] for c in cells} == {False, True}
+    assert all(c["possible_blast"] == (c["probabilities"]["BLAST"] >= chances[40]) for c in cells)
 
 
 def test_models_that_must_not_be_served_together_do_not_start(
