@@ -82,7 +82,7 @@ class Reader:
         self._trained = {"real": taught, "simulated": set(self.card.characteristics)}
         self._recognise = recognise
         self._pool = ThreadPoolExecutor(os.cpu_count())
-        self._occluding = asyncio.Semaphore(1)  # fifty answers each: whoever asks for many waits, and nobody else
+        self._occluding = asyncio.Semaphore(1)  # fifty answers each, so one request at a time
 
     async def read(self, data: Sequence[bytes], site: Site, case: Case, acquired_at: datetime | None) -> Reading:
         """Recognise images; one that cannot be used is among the errors and leaves the others alone."""
