@@ -72,7 +72,7 @@ proof-postgres: setup ## the case store's tests on a PostgreSQL server that it s
 test: setup lint ## ruff, mypy and the tests
 	@$(PY) -m pytest
 
-figures: setup ## record the results of .work/real and .work/cross-*, and make the README's tables from them
+figures: setup ## record the results of .work/real-full and .work/cross-*, and make the README's tables from them
 	@$(PY) -m bench.figures record
 
 lint: setup ## ruff and mypy

@@ -22,6 +22,7 @@ from smearline.errors import ModelError
 
 PROJECTION_VERSION = "orthogonal-1"
 _DROPOUT = 0.2
+_OUTPUTS = ("outputs", "types", "characteristics")
 
 
 class Recogniser(nn.Module):
@@ -140,9 +141,10 @@ def save_weights(recogniser: Recogniser, path: Path) -> None:
 def _take_over(recogniser: Recogniser, path: Path) -> bool:
     """The backbone of another recogniser, and of its heads the outputs that both have; False where the file is of no recogniser."""
     with safe_open(path, "pt") as file:
-        if "outputs" not in (metadata := file.metadata() or {}):
+        metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items() if name in _OUTPUTS}
+        said = metadata.get("outputs", metadata)  # in an entry each, in older files
+        if not {"types", "characteristics"} <= said.keys():
             return False
-        said = json.loads(metadata["outputs"])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     theirs = (said["types"], _values(said["characteristics"]))
     ours = (list(recogniser.types), _values(recogniser.characteristics))

@@ -77,7 +77,8 @@ class RecognitionModel:
         self.folder = folder
         try:
             said = plain_json.read(folder / CARD_FILE)
-            said.pop("map_px", None)  # of cards from when the network gave activation maps
+            if isinstance(said, dict):
+                said.pop("map_px", None)  # of cards from when the network gave activation maps
             self.card = ModelCard.model_validate(said)
         except ValueError as error:
             raise ModelError(f"{folder / CARD_FILE} is no model card: {error}") from error

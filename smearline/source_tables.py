@@ -137,7 +137,7 @@ class SourceTables:
             traits = [(name, row[name]) for name in words.characteristics if name in row]
             said += [(n, words.characteristic_value(n, v), v, "", "reference") for n, v in traits]
         types = [(label, "", "reference") for label in classes or [fields.get("class", "")]]
-        types += [(fields.get(f"reannotation_{n}", ""), ", re-annotation", "reannotation") for n in (1, 2)]
+        types += [(fields.get(f"reannotation_{n}", ""), f", re-annotation {n}", "reannotation") for n in (1, 2)]
         said += [("type", code, t, by, role) for t, by, role in types if t and (code := source.type_code(t))]
         if fields.get("diagnosis"):
             fields["diagnosis_code"] = words.diagnosis_code(fields["diagnosis"])

@@ -43,15 +43,22 @@ def score_blasts(cells: pd.DataFrame, rng: np.random.Generator, blast_from: floa
     return found
 
 
-def probability_for_ppv(chance_N: NDArray[np.floating], true_N: NDArray[np.bool_], ppv: float) -> float | None:
-    """The least probability from which `ppv` and more of the cells are blasts, six places, rounded down; None where there is none.
+LEAST_FOUND = 20
+
+
+def probability_for_ppv(
+    chance_N: NDArray[np.floating], true_N: NDArray[np.bool_], ppv: float, least: int = LEAST_FOUND
+) -> float | None:
+    """The least probability from which `ppv` and more of the cells are blasts, six places, rounded down; None where there is none
+    that `least` cells reach.
 
     To be learned on cells that do not judge it. A positive predictive value hangs on how many blasts there are among the cells.
     """
     order = np.argsort(-chance_N, kind="stable")
     sorted_N = chance_N[order].astype(float)
     last = np.append(np.diff(sorted_N) != 0, True)  # cells of one probability are found together or not at all
-    enough = np.flatnonzero(last & (np.cumsum(true_N[order]) / np.arange(1, len(order) + 1) >= ppv))
+    count = np.arange(1, len(order) + 1)
+    enough = np.flatnonzero(last & (count >= least) & (np.cumsum(true_N[order]) / count >= ppv))
     return float(np.floor(sorted_N[enough[-1]] * 1e6) / 1e6) if len(enough) else None
 
 

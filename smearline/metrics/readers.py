@@ -1,8 +1,8 @@
 """Where a source gives a cell two labels: reader against reader, beside model against reader.
 
-`reannotated`: cells that a source had read again, such as LMU's; reader against reader is then how often the second reading says
-the same. `disputed`: cells that lie under two labels, such as JHU's pictures in two folders; they were found by disagreement, so
-of them only whether the model gives one of the labels says something.
+Cells that a source had read again, such as LMU's: reader against reader is how often that reading says the same. `disputed`: cells
+that lie under two labels, such as JHU's pictures in two folders; they were found by disagreement, so of them only whether the model
+gives one of the labels says something.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from smearline.vocabulary import load
 def two_labels(labels: pd.DataFrame) -> pd.DataFrame:
     """sha256, first, second, reading: a row for each further label of a cell's type (dataset.read_labels).
 
-    `reading` is who read again, or 'disputed', with every label that the cell lies under in `first` (a list) and no second.
+    `reading` is who read again, or 'disputed', with every label that the cell lies under in `first` (a list) and no second. Where a
+    cell has a parent's label and a child's, the child's counts.
     """
     types = labels[labels["name"] == "type"]
     reference, again = (types[types["role"] == role] for role in ("reference", "reannotation"))
+    for parent, children in load().parents.items():
+        finer = reference["sha256"][reference["value"].isin(children)]
+        reference = reference[(reference["value"] != parent) | ~reference["sha256"].isin(finer)]
     groups = reference[reference["conflicted"]].groupby("sha256")["value"]
     said = {sha: sorted(set(values)) for sha, values in groups if values.nunique() > 1}
     disputed = pd.DataFrame({"sha256": list(said), "first": list(said.values()), "second": None, "reading": "disputed"})

@@ -323,6 +323,7 @@ def test_lmu_myb_is_the_myelocyte_and_myo_the_myeloblast(tmp_path: Path, sites_f
     assert frame["conflicted"].sum() == 0, "a re-annotation is another reading, not a contradiction"
     again = dataset.read_labels(tmp_path / "d").query("role == 'reannotation'")
     assert sorted(again["source_label"]) == ["MYB", "NGS", "PMO", "UNC"]
+    assert again.groupby("labelled_by").size().tolist() == [2, 2], "two readings, each of two cells"
     put(root / "AML-Cytomorphology" / "XYZ" / "XYZ_0001.tiff", picture(50, kind="TIFF"))
     with pytest.raises(ImportSourceError, match="does not map the class 'XYZ'"):
         run("lmu", root, tmp_path / "e", site="lmu")

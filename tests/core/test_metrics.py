@@ -196,10 +196,12 @@ def test_blasts_smear_by_smear() -> None:
 def test_the_probability_from_which_enough_cells_are_blasts_takes_ties_together() -> None:
     chance = np.array([0.9, 0.8, 0.8, 0.6, 0.4, 0.4, 0.1])
     true = np.array([True, True, True, False, True, False, True])
-    assert probability_for_ppv(chance, true, 0.99) == 0.8
-    assert probability_for_ppv(chance, true, 0.8) == 0.8, "of the two at 0.4 one is none: 4 of 6"
-    assert probability_for_ppv(chance, true, 0.7) == 0.1
-    assert probability_for_ppv(chance, ~true, 0.9) is None
+    assert probability_for_ppv(chance, true, 0.99, 1) == 0.8
+    assert probability_for_ppv(chance, true, 0.8, 1) == 0.8, "of the two at 0.4 one is none: 4 of 6"
+    assert probability_for_ppv(chance, true, 0.7, 1) == 0.1
+    assert probability_for_ppv(chance, ~true, 0.9, 1) is None
+    assert probability_for_ppv(chance, true, 0.7, 4) == 0.1 and probability_for_ppv(chance, true, 0.8, 4) is None
+    assert probability_for_ppv(chance, true, 0.7) is None, "seven cells are too few for a limit"
 
 
 @pytest.mark.mission("possible blasts are counted from the model's own limit on")
@@ -207,7 +209,7 @@ def test_possible_blasts_are_counted_from_the_limit_on() -> None:
     frame = table([("BLAST", "BLAST")] * 6 + [("BLAST", "LYMPH")] * 2 + [("LYMPH", "LYMPH")] * 12, [None] * 20)
     assert "screen" not in scored(frame)["blast"]["overall"]
     chance = frame["p_BLAST"].to_numpy()
-    limit = probability_for_ppv(chance, (frame["true_type"] == "BLAST").to_numpy(), 1.0)
+    limit = probability_for_ppv(chance, (frame["true_type"] == "BLAST").to_numpy(), 1.0, 6)
     screen = scored(frame, blast_from=limit)["blast"]["overall"]["screen"]
     assert screen["from"] == limit and screen["ppv"]["value"] == 1.0
     assert screen["sensitivity"]["value"] == 6 / 8
@@ -373,6 +375,14 @@ def test_readers_are_compared_where_there_are_two_labels():
     assert disputed["model_agrees_with_first"]["value"] == 1 and "readers_agree" not in disputed, (
         "any of its three labels"
     )
+    coarse = [
+        label("n", "NEUT"),
+        label("n", "NEUT_BAND", by="expert"),
+        label("n", "NEUT_SEG", "reannotation", by="again"),
+    ]
+    one = pd.DataFrame([("n", "lmu", "p", "NEUT_SEG", False)], columns=columns)
+    (finer,) = score_readers(one, pd.DataFrame(coarse), seed=1)
+    assert finer["readers_agree"]["value"] == 0 and finer["model_agrees_with_first"]["value"] == 0, "the child's label"
     values = {name: again[name]["value"] for name in again if isinstance(again[name], dict)}
     assert again["cells"] == 9, "the cell that training saw is left out"
     assert values["readers_agree"] == pytest.approx(7 / 9)

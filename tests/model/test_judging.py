@@ -192,9 +192,10 @@ def test_a_damaged_model_folder_says_what_is_wrong(folder: Path):
     put(package / "recogniser" / ONNX_FILE, b"no onnx")
     with pytest.raises(ModelError, match="cannot be loaded"):
         RecognitionModel(package / "recogniser")
-    put(package / "recogniser" / CARD_FILE, "{}")
-    with pytest.raises(ModelError, match="no model card"):
-        RecognitionModel(package / "recogniser")
+    for text in ("{}", "[]"):
+        put(package / "recogniser" / CARD_FILE, text)
+        with pytest.raises(ModelError, match="no model card"):
+            RecognitionModel(package / "recogniser")
 
 
 def test_a_whole_data_set_is_recognised_shard_by_shard_and_goes_on_where_it_stood(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -10,8 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import put
+from safetensors.torch import save_file
 from torch.nn import functional
 
+from pipelines import training_loop
 from smearline import augmentation, occlusion, reader, recogniser, vocabulary
 from smearline.errors import DataError, ModelError
 
@@ -180,6 +185,29 @@ def test_augmentation_turns_cells_but_keeps_them_in_the_picture():
     assert ((x - 32).abs() < 20).all()
 
 
+def test_images_and_their_labels_losses_are_mixed_with_the_same_partner():
+    images, logits = torch.rand(8, 3, 4, 4), torch.randn(8, 3)
+    allowed = torch.eye(3, dtype=torch.bool)[torch.arange(8) % 3]
+    none, whole = torch.zeros(8), torch.ones(8)
+    assert torch.equal(augmentation.mix(images, whole), images)
+    assert torch.equal(augmentation.mix(images, none), images[[4, 5, 6, 7, 0, 1, 2, 3]])
+    quarter = augmentation.mix(images, torch.full((8,), 0.25))
+    torch.testing.assert_close(quarter[0], 0.25 * images[0] + 0.75 * images[4])
+    for workers in (2, 4):  # whoever takes every k-th image finds the same partners
+        for rank in range(workers):
+            mine = augmentation.partner(images[rank::workers])
+            assert torch.equal(mine, augmentation.partner(images)[rank::workers])
+    draws = dataclasses.replace(augmentation.Draws.of(8, seed=1, step=1), share=none)
+    mixing = SimpleNamespace(
+        train=SimpleNamespace(label_smoothing=0.1, characteristics_weight=0.0, mixup=0.3), slices=[]
+    )
+    values, number = torch.full((8, 0), -1), torch.tensor(8.0)
+    part = training_loop._Batch(images, allowed, values, number, torch.zeros(0), draws, torch.ones(8, 3))
+    found = training_loop._Run._loss(mixing, logits, torch.zeros(8, 0), part)
+    torch.testing.assert_close(found, recogniser.label_set_loss(logits, allowed[[4, 5, 6, 7, 0, 1, 2, 3]], 0.1))
+    assert (augmentation.Draws.of(64, seed=1, step=1, mixup=0.3).share < 1).any()
+
+
 def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
     values = {"auer_rod": ("absent", "present"), "granularity": ("yes", "no")}
     torch.manual_seed(1)
@@ -194,6 +222,11 @@ def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
     torch.testing.assert_close(new.characteristics_head.bias, old.characteristics_head.bias[[3, 2]])
     for name, tensor in new.backbone.state_dict().items():
         assert torch.equal(tensor, old.backbone.state_dict()[name])
+    names = {"types": json.dumps(old.types), "characteristics": json.dumps(old.characteristics)}
+    save_file(dict(old.state_dict()), tmp_path / "older.safetensors", names)  # as versions before wrote them
+    again = recogniser.Recogniser("tf_efficientnet_lite0", ("BLAST", "MONO", "LYMPH"), {}, 16)
+    recogniser.load_initial_weights(again, str(tmp_path / "older.safetensors"))
+    torch.testing.assert_close(again.type_head.weight[[0, 2]], old.type_head.weight[[1, 0]])
     other = recogniser.Recogniser("resnet18", ("BLAST", "MONO"), {}, 16)
     with pytest.raises(ModelError, match="another backbone"):
         recogniser.load_initial_weights(other, str(tmp_path / "old.safetensors"))
