@@ -287,7 +287,7 @@ def second_clone(scale: Scale) -> dict[str, Any]:
     second.run("dvc", "config", "--local", "cache.type", "hardlink,copy")
     started = time.monotonic()
     parts = (f"data/{n}" for n in ("cells", "labels", "cbc", "quarantine.parquet"))
-    second.run("dvc", "pull", "-q", *parts, **second.listed_anew())
+    second.run("dvc", "pull", "-q", *parts)
     return {"pull_seconds": round(time.monotonic() - started, 1), "bytes": tree_bytes(folder / "data")}
 
 
@@ -297,7 +297,7 @@ def pull_again(scale: Scale) -> dict[str, Any]:
     before = tree_bytes(second.folder / ".dvc" / "cache")
     second.git("pull", "-q")
     started = time.monotonic()
-    second.run("dvc", "pull", "-q", "data/cells", "data/labels", **second.listed_anew())
+    second.run("dvc", "pull", "-q", "data/cells", "data/labels")
     seconds = round(time.monotonic() - started, 1)
     return {"pull_seconds": seconds, "bytes": tree_bytes(second.folder / ".dvc" / "cache") - before}
 
