@@ -165,6 +165,10 @@ def named(cells: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS) -> pd.DataFrame
     name = ["cells-" + "-".join(filter(None, map(str, key))) for key in zip(*keys[1:], number, strict=True)]
     smear = cells["smear"].astype(object)
     smear[loose.index] = name
+    if "type_untempered" in cells:  # a mix or a temperature of one site alone would look like drift
+        cells["predicted_type"] = cells["type_untempered"].where(
+            cells["type_untempered"].notna(), cells["predicted_type"]
+        )
     return cells.assign(smear=smear)
 
 

@@ -64,6 +64,16 @@ class _NewSite:
         print(f"recognising {len(self.index)} cells of {', '.join(sorted(self.index['site'].unique()))}", flush=True)
         self.predictions, self.embeddings = recognise(self.model, cells)
 
+    def refuse_mix_alone(self) -> None:
+        """Raises DataError where no mix of types can be estimated, with which a budget of 0 would be no adaptation."""
+        limits, home = self.model.card.confidence, set(self.model.card.sites)
+        free = self.predictions.loc[self.predictions["sha256"].isin(self.candidates), "site"].value_counts()
+        if limits is None or not (free.drop(home, errors="ignore") >= confidence.LEAST_OF_SITE).any():
+            raise DataError(
+                "no mix of types can be estimated: that needs a recogniser with limits (stage calibrate), and "
+                f"{confidence.LEAST_OF_SITE} cells or more, of patients that are not held out, of a site that it was not trained on"
+            )
+
     def chosen(self, budget: int) -> pd.DataFrame:
         known = self.predictions["sha256"].isin(self.candidates).to_numpy()
         free = self.predictions[known].reset_index(drop=True)
@@ -84,9 +94,11 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
             with a budget of 0 no mix to estimate.
     """
     site = _NewSite(model, cells, weights)
+    if not budget:
+        site.refuse_mix_alone()
     chosen = site.chosen(budget)
     _labelled(chosen, site.predictions, out)
-    return _adapt(site, chosen, out)
+    return _adapt(site, budget, chosen, out)
 
 
 def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None) -> pd.DataFrame:
@@ -96,11 +108,13 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     trained. Raises as `adapt`.
     """
     site = _NewSite(model, cells, weights)
+    if 0 in budgets:
+        site.refuse_mix_alone()
     chosen = {budget: site.chosen(budget) for budget in sorted(set(budgets))}
     _labelled(pd.concat(chosen.values()).drop_duplicates("sha256"), site.predictions, out)
     rows = list[dict[str, Any]]()
     for budget, part in chosen.items():
-        report = _adapt(site, part, out / str(budget))
+        report = _adapt(site, budget, part, out / str(budget))
         for where, words in (("new_site", "the new site"), ("home_validation_cells", "home")):
             for when, figures in report[where].items():
                 if figures and (when == "after" or not any(row["where"] == words for row in rows)):
@@ -134,7 +148,7 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     return table
 
 
-def _adapt(site: _NewSite, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
+def _adapt(site: _NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
     home = split_cells(site.recipe)
     home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
     watched, taught = (home[home["split"] == part] for part in ("val", "train"))
@@ -144,11 +158,6 @@ def _adapt(site: _NewSite, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
         shutil.copytree(site.folder, out, dirs_exist_ok=True)
         shutil.copy2(site.weights, out.with_name(f"{out.name}.safetensors"))
     mixes = _note_mixes(site, taught, out)
-    if not mixes and chosen.empty:
-        raise DataError(
-            "no mix of types was estimated: that needs a recogniser with limits (stage calibrate), and "
-            f"{confidence.LEAST_OF_SITE} cells or more, of patients that are not held out, of a site that it was not trained on"
-        )
     after = RecognitionModel(out)
     there = {"before": site.predictions, "after": recognise(after, site.cells)[0]}
     here = {}
@@ -156,10 +165,11 @@ def _adapt(site: _NewSite, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
         keep, data = set(watched["sha256"]), site.recipe.data.folder
         here = {n: recognise(m, data, keep=keep)[0] for n, m in (("before", site.model), ("after", after))}
     report = {
-        "budget": len(chosen),
+        "budget": budget,
         "labelled": len(chosen),
         "chosen": {str(k): int(v) for k, v in chosen["true_type"].value_counts().items()},
         "estimated_mix": mixes,
+        "limits_learned_without": sorted(mixes),
         "new_site": {name: _scores(site.judged, found) for name, found in there.items()},
         "home_validation_cells": {name: _scores(watched, found) for name, found in here.items()},
     }
@@ -193,14 +203,18 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     """Put offsets into the card for sites of the new cells that are none of home, `confidence.natural_mix` of the way to the mix of
     types of the cells that may be chosen, whose labels are not looked at; returns the mixes.
 
-    No type is moved more than `_MOST` times, and blasts are made no less probable beside any other (confidence.offsets_for).
+    No type is moved more than `_MOST` times, and blasts are made no less probable beside any other (confidence.offsets_for). The
+    card's limits were learned at home, without these offsets; the report names the sites (`limits_learned_without`).
     """
     model, home = RecognitionModel(out), set(site.model.card.sites)
     limits, types = model.card.confidence, model.card.types
     if limits is None or not site.candidates:
         return {}
     card = model.card
-    model.card = card.model_copy(update={"confidence": None})  # what the network says, moved by nothing
+    # What the network says, as sure as it is at sites without a temperature of their own, moved by nothing.
+    warmth = limits.temperatures.get(confidence.ELSEWHERE, 1.0)
+    plain = {"offsets": {}, "temperatures": {confidence.ELSEWHERE: warmth}}
+    model.card = card.model_copy(update={"confidence": limits.model_copy(update=plain)})
     predictions = recognise(model, site.cells, keep=site.candidates)[0]
     counts = taught.groupby(["site", "true_type"]).size() ** (1 - site.recipe.train.balance)
     drawn = counts.groupby("true_type").sum().reindex(list(types)).fillna(1.0).to_numpy(float)
@@ -211,7 +225,8 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
             continue
         mix = confidence.mix_of(part[[f"p_{t}" for t in types]].to_numpy(np.float32), drawn)
         least = np.maximum(mix, 1e-6)
-        offsets[str(name)] = confidence.offsets_for(types, least, drawn, site.recipe.confidence.natural_mix, _MOST)
+        moved = confidence.offsets_for(types, least, drawn, site.recipe.confidence.natural_mix, _MOST)
+        offsets[str(name)] = tuple(round(warmth * v, 6) for v in moved)  # the temperature comes after them
         found[str(name)] = {t: round(float(v), 4) for t, v in zip(types, mix, strict=True)}
     card = card.model_copy(update={"confidence": limits.model_copy(update={"offsets": offsets})})
     plain_json.write(out / CARD_FILE, card.model_dump(mode="json"))

@@ -220,9 +220,10 @@ def table_of(
 ) -> pa.Table:
     """One row a cell: the answer in the vocabulary's terms, and what its crop says of the staining and the optics.
 
-    `probability_untempered` is the network's own highest, comparable from site to site. With a `confidence` in the
-    card the probabilities p_ are calibrated by site, and there are type_set (types, by spaces), unlike (a distance;
-    beyond 1 the cell is unlike what was trained on) and named (False: unidentified, whatever predicted_type suggests).
+    `type_untempered` and `probability_untempered` are the network's own answer, comparable from site to site. With a
+    `confidence` in the card the probabilities p_ are calibrated by site, and there are type_set (types, by spaces), unlike
+    (a distance; beyond 1 the cell is unlike what was trained on) and named (False: unidentified, whatever predicted_type
+    suggests).
 
     Arrow, since a pandas frame of so many columns takes longer to make for one cell than the network takes.
 
@@ -233,7 +234,10 @@ def table_of(
     """
     text = pa.string()
     found = {name: pa.array([r[name] for r in metadata], text) for name in ("sha256", "site", "patient", "smear")}
-    own: dict[str, pa.Array] = {"probability_untempered": pa.array(types.max(axis=1))}
+    own: dict[str, pa.Array] = {
+        "probability_untempered": pa.array(types.max(axis=1)),
+        "type_untempered": pa.array([card.types[i] for i in types.argmax(axis=1)], text),
+    }
     if card.confidence:
         types, in_set, distance, named = card.confidence.judge(types, embedding, [r["site"] for r in metadata])
         sets = [" ".join(t for t, inside in zip(card.types, row, strict=True) if inside) for row in in_set]

@@ -355,6 +355,11 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     mixed = recognition.RecognitionModel(tmp_path / "mixed").card.confidence
     assert mixed is not None and set(mixed.offsets) == {"sim_north", "sim_south", "sim_east"}
     assert sum(unlabelled["estimated_mix"]["sim_east"].values()) == pytest.approx(1, abs=1e-3)
+    assert unlabelled["limits_learned_without"] == ["sim_east"]
+    few = adapt._NewSite(Path("models/recogniser"), cells, None)
+    few.candidates = set(sorted(few.candidates)[: confidence.LEAST_OF_SITE - 1])
+    with pytest.raises(DataError, match="no mix of types can be estimated"):
+        few.refuse_mix_alone()
     network = (tmp_path / "mixed" / recognition.ONNX_FILE).read_bytes()
     assert network == (workspace / "models/recogniser" / recognition.ONNX_FILE).read_bytes()
     given = [
@@ -387,10 +392,12 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
 
         def __init__(self, *_: object) -> None: ...
 
+        def refuse_mix_alone(self) -> None: ...
+
         def chosen(self, budget: int) -> pd.DataFrame:
             return pd.DataFrame({"sha256": [str(i) for i in range(budget)], "true_type": "BLAST", "conflicted": False})
 
-    def made(_: object, chosen: pd.DataFrame, out: Path) -> dict:
+    def made(_: object, budget: int, chosen: pd.DataFrame, out: Path) -> dict:
         """A report whose figures hang on the budget alone."""
         there, home = ({"cells": 9, "accuracy": a, "balanced_accuracy": a} for a in (0.5 + len(chosen) / 1000, 0.9))
         report = {"before": {"cells": 9, "accuracy": 0.4, "balanced_accuracy": 0.4}, "after": there}
