@@ -147,13 +147,12 @@ def _comparable(
     cells: pd.DataFrame, about: dict[str, Any], first: str
 ) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
     """(the cells that the reference's recogniser answered, if they are enough; families that none can be judged by; notes)."""
-    key = "embedding_version" if "embedding_version" in cells else "version"
-    same = cells[key] == about[key]
+    same = cells["version"] == about["version"]
     if same.all():
         return cells, {}, []
     if cells.loc[same & (cells["day"] >= first), "smear"].nunique() >= LEAST_SMEARS:
         return cells[same], {}, [f"{(~same).sum():,} cells that another recogniser answered were left out"]
-    why = f"the cells were answered by another recogniser ({cells[key].iloc[-1]}) than the reference's ({about[key]})"
+    why = f"the cells were answered by another recogniser ({cells['version'].iloc[-1]}) than the reference's ({about['version']})"
     return cells, dict.fromkeys(NEEDS_RECOGNISER, why), []
 
 

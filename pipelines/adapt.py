@@ -211,22 +211,18 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     if limits is None or not site.candidates:
         return {}
     card = model.card
-    # What the network says, as sure as it is at sites without a temperature of their own, moved by nothing.
-    warmth = limits.temperatures.get(confidence.ELSEWHERE, 1.0)
-    plain = {"offsets": {}, "temperatures": {confidence.ELSEWHERE: warmth}}
-    model.card = card.model_copy(update={"confidence": limits.model_copy(update=plain)})
+    model.card = card.model_copy(update={"confidence": None})  # what the network says, moved by nothing
     predictions = recognise(model, site.cells, keep=site.candidates)[0]
     counts = taught.groupby(["site", "true_type"]).size() ** (1 - site.recipe.train.balance)
     drawn = counts.groupby("true_type").sum().reindex(list(types)).fillna(1.0).to_numpy(float)
     drawn = drawn / drawn.sum()
     offsets, found = dict(limits.offsets), {}
+    warmth, natural_mix = limits.temperatures.get(confidence.ELSEWHERE, 1.0), site.recipe.confidence.natural_mix
     for name, part in predictions.groupby("site"):
         if name in home or len(part) < confidence.LEAST_OF_SITE:
             continue
-        mix = confidence.mix_of(part[[f"p_{t}" for t in types]].to_numpy(np.float32), drawn)
-        least = np.maximum(mix, 1e-6)
-        moved = confidence.offsets_for(types, least, drawn, site.recipe.confidence.natural_mix, _MOST)
-        offsets[str(name)] = tuple(round(warmth * v, 6) for v in moved)  # the temperature comes after them
+        own = part[[f"p_{t}" for t in types]].to_numpy(np.float32)
+        offsets[str(name)], mix = confidence.unlabelled_offsets(types, own, drawn, warmth, natural_mix, _MOST)
         found[str(name)] = {t: round(float(v), 4) for t, v in zip(types, mix, strict=True)}
     card = card.model_copy(update={"confidence": limits.model_copy(update={"offsets": offsets})})
     plain_json.write(out / CARD_FILE, card.model_dump(mode="json"))

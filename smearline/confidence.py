@@ -173,7 +173,7 @@ def offsets_for(
     return tuple(round(float(v), 6) for v in moved - moved.mean())
 
 
-def mix_of(types_NT: NDArray[np.float32], drawn_T: Floats, rounds: int = 200) -> Floats:
+def mix_of(types_NT: NDArray[np.floating], drawn_T: Floats, rounds: int = 200) -> Floats:
     """The mix of types among unlabelled cells (T, sums to 1), by expectation and maximisation (Saerens 2002).
 
     It holds as far as a type looks there as it did in training; a cell of an untaught type falls to some type all the same.
@@ -187,6 +187,23 @@ def mix_of(types_NT: NDArray[np.float32], drawn_T: Floats, rounds: int = 200) ->
         mix = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
     found: Floats = mix
     return found
+
+
+def unlabelled_offsets(
+    types: Sequence[str], types_NT: NDArray[np.float32], drawn_T: Floats, temperature: float, part: float, most: float
+) -> tuple[tuple[float, ...], Floats]:
+    """(offsets of a site whose N cells have no label, its estimated mix), as `offsets_for` and `mix_of`.
+
+    The mix is that of the probabilities at this temperature, which is divided by after the offsets are added.
+
+    Args:
+        types_NT: the network's own probabilities.
+        temperature: that of the site's answers (`temperatures[ELSEWHERE]`).
+    """
+    logs = np.log(np.maximum(types_NT.astype(float), 1e-12))
+    mix = mix_of(_softmax(logs / temperature), drawn_T)
+    moved = offsets_for(types, np.maximum(mix, 1e-6), drawn_T, part, most)
+    return tuple(round(temperature * v, 6) for v in moved), mix
 
 
 def risk_by_coverage(sure_N: Floats, right_N: Bools) -> tuple[Floats, Floats]:

@@ -119,6 +119,16 @@ def test_a_mix_is_found_without_labels():
     found = confidence.mix_of(said, drawn_mix)
     assert found.sum() == pytest.approx(1) and np.abs(found - own).max() < 0.03 < np.abs(naive - own).max()
 
+    # A network that is less sure than it may be: the mix is that of its tempered answers, and so is what is served.
+    shy, types = said.astype(float) ** 0.5, ("BASO", "EOS", "LYMPH", "MONO")
+    shy = (shy / shy.sum(axis=1, keepdims=True)).astype(np.float32)
+    assert np.abs(confidence.mix_of(shy, drawn_mix) - own).max() > 0.05
+    offsets, told = confidence.unlabelled_offsets(types, shy, drawn_mix, 0.5, 1.0, np.inf)
+    assert np.abs(told - own).max() < 0.03
+    site = fitted().model_copy(update={"offsets": {"new": offsets}, "temperatures": {"*": 0.5}, "limits": (0.0,) * 4})
+    served = site.judge(shy, np.zeros((len(shy), E), np.float32), ["new"] * len(shy))[0]
+    np.testing.assert_allclose(served.mean(axis=0), own, atol=0.03)
+
 
 def test_cells_are_left_unidentified_until_the_error_is_what_was_asked_for():
     made = fitted()

@@ -48,7 +48,7 @@ def serve(space: Workspace, smears: range, day: int, paler: float = 0.0) -> None
         at = START + timedelta(days=day, minutes=smear)
         case = Case(case_of("lab", f"s{smear}"), "lab", f"s{smear}", f"p{smear}")
         answer = Answer(f"{smear:024d}", "recognise", package(space), "real", "scanner", at, at, b"{}")
-        said = cells(smear, paler=paler).assign(embedding_version="e1")
+        said = cells(smear, paler=paler)
         store.add(case, answer, pa.Table.from_pandas(said, preserve_index=False), [])
 
 

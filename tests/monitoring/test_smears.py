@@ -77,6 +77,15 @@ def test_another_mix_of_types_moves_neither_confidence_nor_embedding():
     assert ward["embedding_distance"] < 0.25 < shifted["embedding_distance"]
 
 
+def test_the_mix_is_that_of_the_networks_own_answers_where_they_are_known():
+    """A site's offsets move the types that are served; a log of before has no own answers and is read as it is."""
+    cells = draw(4, 5)
+    moved = cells.assign(predicted_type="BLAST", type_untempered=cells["predicted_type"])
+    moved.loc[:9, ["predicted_type", "type_untempered"]] = [cells["predicted_type"].iloc[0], None]
+    cells.loc[:9, "predicted_type"] = cells["predicted_type"].iloc[0]
+    pd.testing.assert_frame_equal(by_smear(named(moved), None), by_smear(named(cells), None), check_dtype=False)
+
+
 def test_the_distance_does_not_grow_as_cells_become_fewer():
     centres = Centres.of(draw(24, 1))
     few, many = (by_smear(named(draw(60, 6, cells=n)), centres)["embedding_distance"].mean() for n in (20, 160))

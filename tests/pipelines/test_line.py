@@ -25,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from flows.workspace import environment
 from pipelines import adapt, calibrate, learning_curve, training, tune
-from smearline import dataset, importing, recognition, settings, simulator, sites, sources, splits
+from smearline import confidence, dataset, importing, recognition, settings, simulator, sites, sources, splits
 from smearline.errors import DataError
 
 pytestmark = pytest.mark.slow
