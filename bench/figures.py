@@ -87,7 +87,10 @@ def common_types(space: Path) -> dict[str, dict[str, float]]:
     found = {}
     predictions = pd.read_parquet(space / "evaluation" / "predictions.parquet")
     # Settings were chosen on other cells of these sites, which the long recipe's split does not test.
-    split = pd.read_parquet(PRODUCT / ".work" / "real-full" / "splits.parquet")
+    split_file = PRODUCT / ".work" / "real-full" / "splits.parquet"
+    if not split_file.exists():
+        raise SystemExit("the test cells are those of `make real-full DATA=folder`: run it first")
+    split = pd.read_parquet(split_file)
     predictions = predictions[predictions["sha256"].isin(split.loc[split["split"] == "test", "sha256"])]
     for site, part in predictions[~predictions["seen_in_training"]].groupby("site"):
         cells = part[part["true_type"].isin(COMMON)]
