@@ -17,7 +17,8 @@ MANY = 0.05  # share from which a smear has many: 5 % in blood is MDS with incre
 
 
 def score_blasts(cells: pd.DataFrame, rng: np.random.Generator, blast_from: float | None = None) -> Json:
-    """AUC of the blast probability: cells labelled BLAST against all other labelled cells, parent-labelled included.
+    """AUC of the blast probability: cells labelled BLAST against all other labelled cells, parent-labelled included; null where the
+    model was not trained on blasts.
 
     Args:
         blast_from: the model's own limit (`probability_for_ppv`); with it `screen` counts cells from that probability on as found.
@@ -26,10 +27,11 @@ def score_blasts(cells: pd.DataFrame, rng: np.random.Generator, blast_from: floa
     true_N = (cells["label"] == codes().codes.index(BLAST)).to_numpy()
     said_N, cluster_N = (cells["predicted"] == column).to_numpy(), cells["cluster"].to_numpy()
     chance_N = probabilities(cells)[:, column]
+    trained = BLAST in trained_types(cells)
     found: Json = {
         "support": int(true_N.sum()),
-        "trained": BLAST in trained_types(cells),
-        "auc": auc(chance_N, true_N, cluster_N, rng),
+        "trained": trained,
+        "auc": auc(chance_N, true_N & trained, cluster_N, rng),
         "sensitivity": share(said_N[true_N], cluster_N[true_N], rng),
         "ppv": share(true_N[said_N], cluster_N[said_N], rng),
     }

@@ -78,7 +78,7 @@ def read_cells(predictions: pd.DataFrame) -> pd.DataFrame:
     if not (label_N >= 0).any():
         raise DataError(f"none of the {len(cells)} cells has a true_type; label cells before evaluating")
     predicted_N = indices(cells["predicted_type"], known.types, "predicted_type")
-    for untrained in sorted(set(cells["predicted_type"]) - set(trained_types(cells))):
+    for untrained in sorted(t for t in set(cells["predicted_type"]) if f"p_{t}" not in cells.columns):
         raise DataError(f"{untrained} is predicted but the predictions lack the column p_{untrained}")
     probability_NK = probabilities(cells)
     total_N = probability_NK.sum(axis=1)
@@ -109,8 +109,8 @@ def indices(column: pd.Series, known: tuple[str, ...], name: str) -> Ints:
 
 
 def trained_types(cells: pd.DataFrame) -> list[str]:
-    """The types that have a probability."""
-    return [t for t in codes().types if f"p_{t}" in cells.columns]
+    """The types that have a probability above 0 at any cell: a recogniser's tables give its untrained types 0."""
+    return [t for t in codes().types if f"p_{t}" in cells.columns and (cells[f"p_{t}"] > 0).any()]
 
 
 def probabilities(cells: pd.DataFrame) -> NDArray[np.float64]:

@@ -320,6 +320,16 @@ def test_types_and_characteristics_without_cells_are_named() -> None:
     assert len(missing["characteristics"]) == 24
 
 
+def test_blasts_that_a_recogniser_was_never_taught_have_no_auc() -> None:
+    """Its tables give every type of the vocabulary a probability, and those that it was not taught 0."""
+    frame = table([("LYMPH", "LYMPH")] * 30 + [("BLAST", "LYMPH")] * 30)
+    untaught = frame.assign(p_BLAST=np.float32(0), p_LYMPH=frame["p_LYMPH"] + frame["p_BLAST"])
+    assert scored(frame)["blast"]["overall"]["trained"]
+    blast = scored(untaught)["blast"]["overall"]
+    assert not blast["trained"] and blast["auc"]["value"] is None and blast["sensitivity"]["value"] == 0
+    assert scored(untaught)["not_tested"]["types_not_trained"] == ["BLAST"]
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
