@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smearline import vocabulary
+from smearline import dataset, vocabulary
 from smearline.metrics.intervals import bootstrap_counts, mean, paired_difference, ratio
 
 LEVEL = 0.9
@@ -128,10 +128,7 @@ def _mean(right_N: np.ndarray, group_N: np.ndarray) -> float | None:
 
 def seen_in_training(cells: pd.DataFrame, trained_on: pd.DataFrame) -> Check:
     """No frozen cell, nor another cell of its patient, may be in the challenger's training set (sha256, site, patient)."""
-    known = trained_on[trained_on["patient"].notna()]
-    patients = set(zip(known["site"], known["patient"], strict=True))
-    of_patient = [pair in patients for pair in zip(cells["site"], cells["patient"], strict=True)]
-    num = int((cells["sha256"].isin(trained_on["sha256"]) | np.array(of_patient, bool)).sum())
+    num = int(dataset.trained_on(cells, trained_on).sum())
     says = "none was trained on" if not num else f"{num} frozen cells, or their patients, were trained on: refused"
     if trained_on.empty:
         says = "the package does not say what it was trained on: refused"

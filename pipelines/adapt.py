@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as plots
+import plotly.express as express
 from numpy.typing import NDArray
 
 from pipelines import calibrate, train_cells, training
@@ -57,7 +57,7 @@ class _NewSite:
         scales = zip(self.index["site"], self.index["microns_per_px"], strict=True)
         self.index["scale"] = [scale_of(s, m)[0] for s, m in scales]
         labelled = (self.index["true_type"].notna() & ~self.index["conflicted"].astype(bool)).to_numpy()
-        seen = _seen(self.index, self.model.seen)
+        seen = dataset.trained_on(self.index, self.model.seen)
         judging = (splits.places(self.index, self.adapting.seed) < self.adapting.held_out).to_numpy()
         self.judged = self.index[judging & labelled & ~seen]
         self.candidates = set(self.index["sha256"][~judging & ~seen])
@@ -126,18 +126,9 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     )
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "adaptation_curve.csv", index=False)
-    figure = plots.Figure()
-    for (where, part), dash in zip(table.groupby("where"), ("dot", "solid"), strict=False):
-        after = part[part["model"] == "adapted"]
-        for name in ("accuracy", "balanced_accuracy"):
-            line = {"dash": dash}
-            figure.add_scatter(
-                x=after["labels"], y=after[name], mode="lines+markers", line=line, name=f"{where}: {name}"
-            )
-            before = part.loc[part["model"] == "as it was", name]
-            figure.add_scatter(
-                x=[0], y=before, mode="markers", marker={"symbol": "x"}, name=f"{where}, as it was: {name}"
-            )
+    long = table.melt(["where", "model", "labels"], ["accuracy", "balanced_accuracy"], "figure", "share")
+    by = {"color": "figure", "line_dash": "where", "symbol": "model"}
+    figure = express.line(long, "labels", "share", markers=True, **by)
     figure.update_layout(
         title="Research use only. Adaptation: share of right names among cells of held-out patients, by labels of the new site",
         xaxis_title="labelled cells of the new site (0: its mix of types alone is estimated)",
@@ -259,13 +250,6 @@ def _quotas(counts: pd.Series, total: int) -> dict[str, int]:
         )
         quota[neediest] += 1
     return {str(kind): number for kind, number in quota.items() if number}
-
-
-def _seen(site: pd.DataFrame, seen: pd.DataFrame) -> NDArray[np.bool_]:
-    """Whether the first model was trained on a cell, or on another of its patient."""
-    patients = pd.MultiIndex.from_frame(seen.loc[seen["patient"].notna(), ["site", "patient"]])
-    of_patient = site["patient"].notna().to_numpy() & site.set_index(["site", "patient"]).index.isin(patients)
-    return np.asarray(site["sha256"].isin(seen["sha256"]).to_numpy() | of_patient)
 
 
 def _labelled(chosen: pd.DataFrame, predictions: pd.DataFrame, out: Path) -> None:

@@ -270,6 +270,13 @@ def iter_rows(
                 yield here.select(list(columns)).to_pydict()
 
 
+def trained_on(cells: pd.DataFrame, seen: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which cells (sha256, site, patient), or another cell of their patient, stand among `seen` (a model's trained_on.parquet)."""
+    whose = seen.loc[seen["patient"].notna(), ["site", "patient"]]
+    of_patient = pd.MultiIndex.from_frame(cells[["site", "patient"]]).isin(pd.MultiIndex.from_frame(whose))
+    return np.asarray(cells["sha256"].isin(seen["sha256"]).to_numpy(bool) | of_patient)
+
+
 def digest(frame: pd.DataFrame) -> str:
     """The version of a set of images: SHA-256 over their sorted sha256 values."""
     return hashlib.sha256("\n".join(sorted(frame["sha256"])).encode()).hexdigest()

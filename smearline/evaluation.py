@@ -46,10 +46,7 @@ def evaluate(
     labelled = dataset.labelled_index(directory).set_index("sha256").loc[predictions["sha256"]].reset_index()
     predictions.insert(4, "true_type", labelled["true_type"].astype("string"))
     seen = model.seen
-    of_seen_patient = predictions.set_index(["site", "patient"]).index.isin(
-        pd.MultiIndex.from_frame(seen.loc[seen["patient"].notna(), ["site", "patient"]])
-    )
-    predictions["seen_in_training"] = predictions["sha256"].isin(seen["sha256"]) | of_seen_patient
+    predictions["seen_in_training"] = dataset.trained_on(predictions, seen)
     out.mkdir(parents=True, exist_ok=True)
     predictions.to_parquet(out / "predictions.parquet", index=False)
 

@@ -18,8 +18,6 @@ import pandas as pd
 from smearline import duplicates
 from smearline.errors import DataError
 
-SPLITS = ("train", "val", "test")
-
 
 def assign(
     frame: pd.DataFrame,
