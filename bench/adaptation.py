@@ -62,9 +62,10 @@ def figures(judged: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
 
 
 def without(data: Path, shas: set[str], into: Path) -> None:
-    """The data set of JHU without these cells."""
-    index = dataset.index(data, ["sha256", "site"])
-    keep = pa.array(index["sha256"][(index["site"] == "jhu") & ~index["sha256"].isin(shas)])
+    """The data set of JHU without these cells, nor those whose label is disputed: choosing one of them stops an adaptation."""
+    index = dataset.labelled_index(data)
+    clear = (index["site"] == "jhu") & ~index["conflicted"].astype(bool) & index["true_type"].notna()
+    keep = pa.array(index["sha256"][clear & ~index["sha256"].isin(shas)])
     for shard in dataset.shards(data):
         table = pq.read_table(shard, schema=dataset.CELLS)
         table = table.filter(pa.compute.is_in(table["sha256"], keep))
