@@ -4,7 +4,8 @@
                 colour differs by type of cell (on 5 to 10 of them; missing where there are fewer); and the share of cells that
                 show red cells, and a stained nucleus, at all: of a stain that has faded away nothing else can be measured
     optics      medians, likewise
-    mix         share_<TYPE>, of all the smear's cells
+    mix         share_<TYPE>, of all the smear's cells, by the network's own answers (type_untempered) where a log has them, as
+                all grouping by type here; served_<TYPE>, which is no feature, is the share as it was answered
     confidence  confidence_mean (probability of the type named), confidence_uncertain (share of cells below 0.5), both as they
                 would be with the reference's mix of types; confidence_unidentified (share named UNIDENTIFIED)
     embedding   embedding_distance: how far the smear's cells lie from the reference's cells of the same predicted type, in
@@ -129,8 +130,15 @@ class Centres:
         return self.sum_TF.sum(axis=0) / max(self.count_T.sum(), 1.0)
 
 
+def _own_type(cells: pd.DataFrame) -> pd.Series:
+    """The network's own answer, where it is known: a mix or a temperature of one site alone would look like drift."""
+    if "type_untempered" not in cells:
+        return cells["predicted_type"]
+    return cells["type_untempered"].where(cells["type_untempered"].notna(), cells["predicted_type"])
+
+
 def _codes(cells: pd.DataFrame, types: tuple[str, ...]) -> NDArray[np.int64]:
-    return pd.Categorical(cells["predicted_type"], categories=types).codes.astype(np.int64)
+    return pd.Categorical(_own_type(cells), categories=types).codes.astype(np.int64)
 
 
 def _values(cells: pd.DataFrame) -> Floats:
@@ -165,10 +173,6 @@ def named(cells: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS) -> pd.DataFrame
     name = ["cells-" + "-".join(filter(None, map(str, key))) for key in zip(*keys[1:], number, strict=True)]
     smear = cells["smear"].astype(object)
     smear[loose.index] = name
-    if "type_untempered" in cells:  # a mix or a temperature of one site alone would look like drift
-        cells["predicted_type"] = cells["type_untempered"].where(
-            cells["type_untempered"].notna(), cells["predicted_type"]
-        )
     return cells.assign(smear=smear)
 
 
@@ -186,12 +190,15 @@ def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.in
         part = cells.iloc[places]
         if len(part) < LEAST_CELLS:
             continue
-        measured = part[[*STAINING, *OPTICS]]
-        neutrophils = measured.loc[part["predicted_type"] == "NEUT_SEG", NUCLEUS]
+        measured, own = part[[*STAINING, *OPTICS]], _own_type(part)
+        neutrophils = measured.loc[own == "NEUT_SEG", NUCLEUS]
         colours = measured.median().where(measured.notna().sum() >= LEAST_MEASURED)
         colours[NUCLEUS] = neutrophils.head(MOST_NEUTROPHILS if len(neutrophils) >= LEAST_NEUTROPHILS else 0).median()
         seen_here = {name: float(part[f"{name.removesuffix('_seen')}_R"].notna().mean()) for name in SEEN}
-        shares = part["predicted_type"].value_counts(normalize=True).reindex(words.types, fill_value=0.0)
+        shares, served = (
+            types.value_counts(normalize=True).reindex(words.types, fill_value=0.0)
+            for types in (own, part["predicted_type"])
+        )
         days, whose = part["day"].dropna(), part["patient"].dropna()
         row: dict[str, Any] = {"site": site, "smear": smear, "pseudo": part["pseudo"].iloc[0]}
         row |= {
@@ -201,11 +208,13 @@ def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.in
         row |= {"seen": bool((part["split"] == "train").any()) if "split" in part else False}
         row |= {"num_cells": len(part), **colours, **seen_here}
         row |= {f"share_{t}": shares[t] for t in words.types if t != "UNIDENTIFIED"}
+        row |= {f"served_{t}": served[t] for t in words.types}
         row |= dict.fromkeys((*CONFIDENCE, DISTANCE), np.nan)
         if rest is not None and centres is not None:
             row |= _within_type(rest[places], centres) | {"confidence_unidentified": shares["UNIDENTIFIED"]}
         rows.append(row)
     columns = ["site", "smear", "patient", "day", "pseudo", "seen", "num_cells"]
+    columns += [f"served_{t}" for t in words.types]
     return pd.DataFrame(rows, columns=[*columns, *(f for names in families().values() for f in names)])
 
 

@@ -47,8 +47,8 @@ def reviewers(counts: Mapping[str, int] | None, limit: float | None) -> Witness:
 
 
 def analyser(counts: pd.DataFrame | None, smears: pd.DataFrame, limit: float) -> Witness:
-    """`counts`: rows of cbc.COUNTS. Disagrees when, for one of its five types, the mean difference from our share of white
-    cells on the same smears lies beyond `limit` with its 95 % interval (Student's, Bonferroni's over the types)."""
+    """`counts`: rows of cbc.COUNTS. Disagrees when, for one of its five types, the mean difference from the served share
+    of white cells on the same smears lies beyond `limit` with its 95 % interval (Student's, Bonferroni's over the types)."""
     if counts is not None:
         counts = counts[counts["value"].notna() & counts["parameter"].isin(list(ANALYSER))]
     if counts is None or counts.empty:
@@ -56,7 +56,7 @@ def analyser(counts: pd.DataFrame | None, smears: pd.DataFrame, limit: float) ->
     theirs = counts.drop_duplicates(["smear", "parameter"], keep="last").pivot(
         index="smear", columns="parameter", values="value"
     )
-    ours = smears.set_index("smear").filter(like="share_").rename(columns=lambda name: name.removeprefix("share_"))
+    ours = smears.set_index("smear").filter(like="served_").rename(columns=lambda name: name.removeprefix("served_"))
     white = ours[_WHITE].sum(axis=1)
     gaps = {n: ours[list(ANALYSER[n])].sum(axis=1) / white.where(white > 0) - theirs[n] / 100 for n in theirs}
     known = {name: gap.dropna() for name, gap in gaps.items() if gap.notna().sum() >= _LEAST}

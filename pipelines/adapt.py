@@ -94,7 +94,7 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
             with a budget of 0 no mix to estimate.
     """
     site = _NewSite(model, cells, weights)
-    if not budget:
+    if budget <= 0:
         site.refuse_mix_alone()
     chosen = site.chosen(budget)
     _labelled(chosen, site.predictions, out)
@@ -150,6 +150,7 @@ def _adapt(site: _NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict
         shutil.copy2(site.weights, out.with_name(f"{out.name}.safetensors"))
     mixes = _note_mixes(site, taught, out)
     after = RecognitionModel(out)
+    limits = after.card.confidence
     there = {"before": site.predictions, "after": recognise(after, site.cells)[0]}
     here = {}
     if len(watched):
@@ -160,7 +161,7 @@ def _adapt(site: _NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict
         "labelled": len(chosen),
         "chosen": {str(k): int(v) for k, v in chosen["true_type"].value_counts().items()},
         "estimated_mix": mixes,
-        "limits_learned_without": sorted(mixes),
+        "limits_learned_without": sorted(set(limits.offsets if limits else ()) - set(site.model.card.sites)),
         "new_site": {name: _scores(site.judged, found) for name, found in there.items()},
         "home_validation_cells": {name: _scores(watched, found) for name, found in here.items()},
     }
@@ -208,10 +209,11 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     drawn = counts.groupby("true_type").sum().reindex(list(types)).fillna(1.0).to_numpy(float)
     drawn = drawn / drawn.sum()
     offsets, found = dict(limits.offsets), {}
-    warmth, natural_mix = limits.temperatures.get(confidence.ELSEWHERE, 1.0), site.recipe.confidence.natural_mix
+    elsewhere, natural_mix = limits.temperatures.get(confidence.ELSEWHERE, 1.0), site.recipe.confidence.natural_mix
     for name, part in predictions.groupby("site"):
         if name in home or len(part) < confidence.LEAST_OF_SITE:
             continue
+        warmth = limits.temperatures.get(str(name), elsewhere)  # its own, where all of its patients are for validation
         own = part[[f"p_{t}" for t in types]].to_numpy(np.float32)
         offsets[str(name)], mix = confidence.unlabelled_offsets(types, own, drawn, warmth, natural_mix, _MOST)
         found[str(name)] = {t: round(float(v), 4) for t, v in zip(types, mix, strict=True)}

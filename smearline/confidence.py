@@ -198,7 +198,7 @@ def unlabelled_offsets(
 
     Args:
         types_NT: the network's own probabilities.
-        temperature: that of the site's answers (`temperatures[ELSEWHERE]`).
+        temperature: that of the site's answers (`temperatures`).
     """
     logs = np.log(np.maximum(types_NT.astype(float), 1e-12))
     mix = mix_of(_softmax(logs / temperature), drawn_T)
