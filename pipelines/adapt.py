@@ -38,10 +38,16 @@ class _NewSite:
     those that it was trained on.
 
     Raises:
-        ModelError: the weights are missing.
+        ModelError: the weights are missing, or the model is an adapted one.
+        DataError: one of the budgets is 0, and no mix of types can be estimated.
     """
 
-    def __init__(self, model: Path, cells: Path, weights: Path | None) -> None:
+    def __init__(self, model: Path, cells: Path, weights: Path | None, budgets: Sequence[int]) -> None:
+        if (model / REPORT).is_file():
+            raise ModelError(
+                f"{model} is an adapted recogniser: another adaptation would lose the first one's mixes of types, and assume a "
+                "wrong one for what was drawn in training; adapt from the recogniser that it was made of"
+            )
         self.folder, self.cells = model, cells
         self.weights = weights or model.with_name(f"{model.name}.safetensors")
         if not self.weights.is_file():
@@ -61,13 +67,15 @@ class _NewSite:
         judging = (splits.places(self.index, self.adapting.seed) < self.adapting.held_out).to_numpy()
         self.judged = self.index[judging & labelled & ~seen]
         self.candidates = set(self.index["sha256"][~judging & ~seen])
+        if min(budgets) <= 0:
+            self.refuse_mix_alone()
         print(f"recognising {len(self.index)} cells of {', '.join(sorted(self.index['site'].unique()))}", flush=True)
         self.predictions, self.embeddings = recognise(self.model, cells)
 
     def refuse_mix_alone(self) -> None:
         """Raises DataError where no mix of types can be estimated, with which a budget of 0 would be no adaptation."""
         limits, home = self.model.card.confidence, set(self.model.card.sites)
-        free = self.predictions.loc[self.predictions["sha256"].isin(self.candidates), "site"].value_counts()
+        free = self.index.loc[self.index["sha256"].isin(self.candidates), "site"].value_counts()
         if limits is None or not (free.drop(home, errors="ignore") >= confidence.LEAST_OF_SITE).any():
             raise DataError(
                 "no mix of types can be estimated: that needs a recogniser with limits (stage calibrate), and "
@@ -89,13 +97,11 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
         weights: of `model`; default: MODEL.safetensors beside it, as the pipeline leaves them.
 
     Raises:
-        ModelError: the weights are missing.
+        ModelError: the weights are missing, or `model` is an adapted one.
         DataError: cells that were chosen have no label; the message says where they are listed. Or there is nothing to choose, or
             with a budget of 0 no mix to estimate.
     """
-    site = _NewSite(model, cells, weights)
-    if budget <= 0:
-        site.refuse_mix_alone()
+    site = _NewSite(model, cells, weights, [budget])
     chosen = site.chosen(budget)
     _labelled(chosen, site.predictions, out)
     return _adapt(site, budget, chosen, out)
@@ -107,9 +113,7 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     Cells that one budget chose are not those of a smaller one and some more: labels of all of them are asked for before anything is
     trained. Raises as `adapt`.
     """
-    site = _NewSite(model, cells, weights)
-    if 0 in budgets:
-        site.refuse_mix_alone()
+    site = _NewSite(model, cells, weights, budgets)
     chosen = {budget: site.chosen(budget) for budget in sorted(set(budgets))}
     _labelled(pd.concat(chosen.values()).drop_duplicates("sha256"), site.predictions, out)
     rows = list[dict[str, Any]]()

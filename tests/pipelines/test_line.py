@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from flows.workspace import environment
 from pipelines import adapt, calibrate, learning_curve, training, tune
 from smearline import confidence, dataset, importing, recognition, settings, simulator, sites, sources, splits
-from smearline.errors import DataError
+from smearline.errors import DataError, ModelError
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -356,7 +356,9 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     assert mixed is not None and set(mixed.offsets) == {"sim_north", "sim_south", "sim_east"}
     assert sum(unlabelled["estimated_mix"]["sim_east"].values()) == pytest.approx(1, abs=1e-3)
     assert unlabelled["limits_learned_without"] == ["sim_east"]
-    few = adapt._NewSite(Path("models/recogniser"), cells, None)
+    with pytest.raises(ModelError, match="adapted recogniser"):
+        adapt.adapt(tmp_path / "mixed", cells, 0, tmp_path / "again")
+    few = adapt._NewSite(Path("models/recogniser"), cells, None, [0])
     few.candidates = set(sorted(few.candidates)[: confidence.LEAST_OF_SITE - 1])
     with pytest.raises(DataError, match="no mix of types can be estimated"):
         few.refuse_mix_alone()
@@ -391,8 +393,6 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
         predictions = pd.DataFrame()
 
         def __init__(self, *_: object) -> None: ...
-
-        def refuse_mix_alone(self) -> None: ...
 
         def chosen(self, budget: int) -> pd.DataFrame:
             return pd.DataFrame({"sha256": [str(i) for i in range(budget)], "true_type": "BLAST", "conflicted": False})
