@@ -1,11 +1,15 @@
 """What labels of a new site bring: the recogniser of PBC alone at JHU, with its mix estimated and with 20 to 200 labelled cells.
 
     python -m bench.adaptation .work/cross-pbc .work/real-full [--budget 0 20 50 100 200]     (after make real-full and real-cross)
+    python -m bench.adaptation .work/cross-pbc .work/real-full --inner 4 [--strength 5 20 80]
 
 JHU's test patients of the second workspace's split judge: no setting was chosen on them, and the cells to label are chosen among
 the other patients of JHU alone. `ten types`: the cells of the ten types that both sites have, as answered over all types that the
 model knows; `site's types`: all labelled cells. Intervals: patients resampled.
 Result: bench/results/adaptation.json.
+
+With --inner no test patient is looked at: of JHU's other patients three in ten are held out and judge, as many times as it says,
+each time others. This is what settings are chosen by. Result: bench/results/adaptation-inner.json.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+import yaml
 
 from bench import results
 from bench.ablation import COMMON
 from pipelines import adapt
-from smearline import dataset, vocabulary
+from smearline import dataset, settings, vocabulary
 from smearline.metrics import intervals
 from smearline.recognition import RecognitionModel, recognise
 
@@ -74,6 +79,46 @@ def without(data: Path, shas: set[str], into: Path) -> None:
     shutil.copytree(data / "labels", into / "labels")
 
 
+def with_settings(workspace: Path, adapting: dict[str, Any], into: Path) -> Path:
+    """The workspace with other settings of `adapt`; everything else is a link to what it has."""
+    into.mkdir()
+    for path in workspace.iterdir():
+        (into / path.name).symlink_to(path)
+    own = into / "params.yaml"
+    own.unlink()
+    raw = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+    raw["adapt"] = settings.load().adapt.model_dump(mode="json") | adapting
+    own.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return into
+
+
+def inner(workspace: Path, test: set[str], budgets: list[int], strengths: list[float], seeds: int) -> None:
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        cells = Path(temporary) / "cells"
+        without(workspace / "data", test, cells)
+        for seed in range(seeds):
+            for strength in strengths:
+                place = Path(temporary) / f"{seed}-{strength:g}"
+                with contextlib.chdir(with_settings(workspace, {"seed": seed, "strength": strength}, place)):
+                    site = adapt._NewSite(Path("models/recogniser"), cells, None, budgets)
+                    for budget in budgets:
+                        report = adapt._adapt(site, budget, site.chosen(budget), place / f"adapted-{budget}")
+                        row: dict[str, Any] = {"seed": seed, "strength": strength, "labels": budget}
+                        for where in ("new_site", "home_validation_cells"):
+                            for when, found in report[where].items():
+                                row |= {
+                                    f"{where}, {when}": found["accuracy"],
+                                    f"{where}, {when}, named": found["named"],
+                                }
+                                row |= {f"{where}, {when}, balanced": found["balanced_accuracy"]}
+                        rows.append(row)
+                        print({name: round(value, 4) for name, value in row.items()}, flush=True)
+        mean = pd.DataFrame(rows).groupby(["strength", "labels"]).mean().drop(columns="seed").round(4).reset_index()
+        told = {"splits": seeds, "mean": mean.to_dict("records"), "rows": rows}
+        results.write("adaptation-inner", told, workspace / "data")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("workspace", type=Path)
@@ -81,13 +126,17 @@ def main() -> None:
         "split", type=Path, help="the workspace whose split says which patients of JHU are for the test"
     )
     parser.add_argument("--budget", type=int, nargs="+", default=[0, 20, 50, 100, 200])
+    parser.add_argument("--inner", type=int, default=0, metavar="SPLITS")
+    parser.add_argument("--strength", type=float, nargs="+", default=[settings.load().adapt.strength])
     given = parser.parse_args()
     workspace, split = given.workspace.resolve(), pd.read_parquet(given.split.resolve() / "splits.parquet")
-    rows = []
+    test, rows = set(split.loc[split["split"] == "test", "sha256"]), []
+    if given.inner:
+        inner(workspace, test, given.budget, given.strength, given.inner)
+        return
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(workspace):
         data, cells, model = Path("data"), Path(temporary) / "cells", Path("models/recogniser")
         index = dataset.labelled_index(data)
-        test = set(split.loc[split["split"] == "test", "sha256"])
         judged = index[
             index["sha256"].isin(test)
             & (index["site"] == "jhu")

@@ -1,8 +1,8 @@
 """`smearline adapt`: a recogniser for a new site, from a few labelled cells of it, that still knows its own.
 
-Which cells are worth labelling is for the platform to say: of each type that the recogniser sees at the new site a number in
-proportion to the root of how many it sees, spread over what they look like (the cell nearest to each k-means centre of their
-embeddings). They are trained on together with cells of home, from the recogniser's weights on, for a few epochs.
+Which cells are worth labelling is for the platform to say: those nearest to the k-means centres of what the recogniser sees at the
+new site (its pooled features, at length 1), so that they are spread over all that comes there. The head for the types is fitted
+anew on them and on cells of home (refit.fit_head).
 
 The new site's mix of types is estimated from its cells without labels, and probabilities are moved towards it (confidence.mix_of).
 
@@ -14,23 +14,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.express as express
-from numpy.typing import NDArray
 
-from pipelines import calibrate, train_cells, training
+from pipelines import calibrate, refit, train_cells
 from pipelines.cells import split_cells
-from smearline import confidence, dataset, plain_json, reader, settings, splits, vocabulary
+from smearline import confidence, dataset, plain_json, reader, recogniser, settings, splits, vocabulary
 from smearline.errors import DataError, ModelError
 from smearline.recognition import CARD_FILE, SEEN_FILE, RecognitionModel, recognise, scale_of
 
 REPORT = "adaptation.json"
+_STRATUM = ["site", "true_type"]
 _MOST = 4.0
 """Times; chosen on PBC's network at patients of JHU that are not in the test, where 4 to 50 changed little but the rare types."""
+_POOL = 20_000
+"""Cells, drawn by chance where there are more, among which those to label are chosen."""
 
 
 class _NewSite:
@@ -58,6 +61,7 @@ class _NewSite:
         self.adapting = params.adapt
         # What its card does not say, since it is of an older version, is as the workspace has it.
         raw = settings.overlaid(params.model_dump(mode="json"), self.model.card.parameters)
+        raw["adapt"] = params.adapt.model_dump(mode="json")
         self.recipe = settings.check({k: v for k, v in raw.items() if k in settings.Settings.model_fields}, str(model))
         self.index = dataset.labelled_index(cells)
         scales = zip(self.index["site"], self.index["microns_per_px"], strict=True)
@@ -70,7 +74,7 @@ class _NewSite:
         if min(budgets) <= 0:
             self.refuse_mix_alone()
         print(f"recognising {len(self.index)} cells of {', '.join(sorted(self.index['site'].unique()))}", flush=True)
-        self.predictions, self.embeddings = recognise(self.model, cells)
+        self.predictions = recognise(self.model, cells)[0]
 
     def refuse_mix_alone(self) -> None:
         """Raises DataError where no mix of types can be estimated, with which a budget of 0 would be no adaptation."""
@@ -82,11 +86,50 @@ class _NewSite:
                 f"{confidence.LEAST_OF_SITE} cells or more, of patients that are not held out, of a site that it was not trained on"
             )
 
+    @cached_property
+    def home(self) -> pd.DataFrame:
+        """The labelled cells of home, with their split."""
+        home = split_cells(self.recipe)
+        return home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
+
+    @cached_property
+    def again(self) -> pd.DataFrame:
+        """The cells of home that the head is fitted on, with `weight`: together a site's type weighs as it did in training."""
+        train = self.home[self.home["split"] == "train"]
+        found, whole = _again(train, self.adapting.home_cells, self.adapting.seed), train.groupby(_STRATUM).size()
+        number = found.groupby(_STRATUM)["sha256"].transform("size").to_numpy(float)
+        count = whole.loc[pd.MultiIndex.from_frame(found[_STRATUM])].to_numpy(float)
+        return found.assign(weight=count ** (1 - self.recipe.train.balance) / number)
+
+    @cached_property
+    def pool(self) -> pd.DataFrame:
+        """Cells that may be chosen."""
+        free = self.index[self.index["sha256"].isin(self.candidates)]
+        return free.sample(min(_POOL, len(free)), random_state=self.adapting.seed).sort_index()
+
+    def network(self, types: Sequence[str]) -> recogniser.Recogniser:
+        model, card = self.recipe.model, self.model.card
+        found = recogniser.Recogniser(model.backbone, types, card.characteristics, model.embedding_dim)
+        recogniser.load_initial_weights(found, str(self.weights))
+        return found
+
+    @cached_property
+    def pool_features(self) -> refit.Floats:
+        print(f"choosing among {len(self.pool)} cells", flush=True)
+        return refit.features(self.network(self.model.card.types), self.pool, self.recipe)
+
+    @cached_property
+    def home_features(self) -> refit.Floats:
+        print(f"looking at {len(self.again)} cells of home again", flush=True)
+        return refit.features(self.network(self.model.card.types), self.again, self.recipe)
+
     def chosen(self, budget: int) -> pd.DataFrame:
-        known = self.predictions["sha256"].isin(self.candidates).to_numpy()
-        free = self.predictions[known].reset_index(drop=True)
-        picked = choose(free, self.embeddings[known], budget, self.adapting.seed) if budget else []
-        return self.index[self.index["sha256"].isin(picked)]
+        """The rows of `pool` to label."""
+        if not budget:
+            return self.pool.iloc[:0]
+        if self.pool.empty:
+            raise DataError("there is no cell to choose: all were trained on, or belong to patients that are held out")
+        return self.pool.iloc[choose(self.pool_features, budget, self.adapting.seed)]
 
 
 def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None = None) -> dict[str, Any]:
@@ -144,12 +187,12 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
 
 
 def _adapt(site: _NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
-    home = split_cells(site.recipe)
-    home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
-    watched, taught = (home[home["split"] == part] for part in ("val", "train"))
+    home = site.home
+    watched = home[home["split"] == "val"]
     if len(chosen):
-        taught = _train_on(site, home, chosen, out)
+        taught = _refit(site, chosen, out)
     else:
+        taught = site.again
         shutil.copytree(site.folder, out, dirs_exist_ok=True)
         shutil.copy2(site.weights, out.with_name(f"{out.name}.safetensors"))
     mixes = _note_mixes(site, taught, out)
@@ -173,24 +216,27 @@ def _adapt(site: _NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict
     return report
 
 
-def _train_on(site: _NewSite, home: pd.DataFrame, chosen: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """From the weights on, with cells of home; calibrated on home's validation cells. Returns what was trained on."""
-    taught, watched = (home[home["split"] == part] for part in ("train", "val"))
-    again = _again(taught, site.adapting.home_cells, site.adapting.seed)
-    frame = pd.concat([again, watched, chosen.assign(split="train")], ignore_index=True)
-    longer = {"epochs": site.adapting.epochs, "lr": site.adapting.lr, "small_epochs": 0, "seed": site.adapting.seed}
-    over = {"model": {"weights": str(site.weights.resolve())}, "train": longer}
-    recipe = settings.check(settings.overlaid(site.recipe.model_dump(mode="json"), over), "adapt")
-    print(f"training on {len(chosen)} cells of the new site and {len(again)} of home", flush=True)
-    trained = training.fit(frame, recipe)
+def _refit(site: _NewSite, chosen: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """The head fitted anew, calibrated on home's validation cells. Returns what it was fitted on, with each cell's `weight`."""
+    home = site.home[site.home["split"] != "test"]
+    frame = pd.concat([home, chosen.assign(split="train")], ignore_index=True)
+    types, again = reader.trainable(frame[frame["split"] == "train"])[0], site.again
+    network = site.network(types)
+    rows = pd.Index(site.pool["sha256"]).get_indexer(pd.Index(chosen["sha256"]))
+    chosen = chosen.assign(weight=again["weight"].sum() / len(chosen))
+    print(f"fitting the head on {len(chosen)} cells of the new site and {len(again)} of home", flush=True)
+    here, there = (
+        refit.Cells(seen, reader.targets(part, types, {})[0], part["weight"].to_numpy(float))
+        for seen, part in ((site.home_features, again), (site.pool_features[rows], chosen))
+    )
+    refit.fit_head(network, here, there, site.adapting.strength)
     unfinished = out.with_name(f"{out.name}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    train_cells.write(trained, frame, recipe, unfinished, out.with_name(f"{out.name}.safetensors"))
+    train_cells.write(network, 1.0, frame, site.recipe, unfinished, out.with_name(f"{out.name}.safetensors"))
     # The adapted model has also seen what the first one saw.
     both = pd.concat([pd.read_parquet(unfinished / SEEN_FILE), site.model.seen], ignore_index=True)
     both.drop_duplicates("sha256").to_parquet(unfinished / SEEN_FILE, index=False)
-    home_now = pd.concat([again, watched], ignore_index=True)
-    calibrate.calibrate(unfinished, out, home_now, recipe, new=(chosen, site.cells), mix=taught)
+    calibrate.calibrate(unfinished, out, home, site.recipe, new=(chosen, site.cells))
     shutil.rmtree(unfinished)
     return pd.concat([again, chosen], ignore_index=True)
 
@@ -209,8 +255,8 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     card = model.card
     model.card = card.model_copy(update={"confidence": None})  # what the network says, moved by nothing
     predictions = recognise(model, site.cells, keep=site.candidates)[0]
-    counts = taught.groupby(["site", "true_type"]).size() ** (1 - site.recipe.train.balance)
-    drawn = counts.groupby("true_type").sum().reindex(list(types)).fillna(1.0).to_numpy(float)
+    drawn = taught.groupby("true_type")["weight"].sum().reindex(list(types)).to_numpy(float)
+    drawn = np.nan_to_num(drawn, nan=np.nanmin(drawn))
     drawn = drawn / drawn.sum()
     offsets, found = dict(limits.offsets), {}
     elsewhere, natural_mix = limits.temperatures.get(confidence.ELSEWHERE, 1.0), site.recipe.confidence.natural_mix
@@ -226,36 +272,18 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     return found
 
 
-def choose(predictions: pd.DataFrame, embeddings: NDArray[np.float16], budget: int, seed: int) -> list[str]:
-    """SHA-256 of the cells to label; the same for the same input. Raises DataError where there is none."""
+def choose(features_NC: refit.Floats, budget: int, seed: int) -> list[int]:
+    """The places of the cells to label: of each k-means centre the cell nearest to it, and no cell twice."""
     from sklearn.cluster import KMeans
 
-    if not len(predictions):
-        raise DataError("there is no cell to choose: all were trained on, or belong to patients that are held out")
-    counts = predictions["predicted_type"].value_counts().sort_index()
-    wanted = _quotas(counts, min(budget, len(predictions)))
-    found: list[str] = []
-    for kind, number in wanted.items():
-        rows = np.flatnonzero(predictions["predicted_type"] == kind)
-        vectors = embeddings[rows].astype(np.float32)
-        centres = KMeans(number, n_init=1, random_state=seed).fit(vectors).cluster_centers_
-        free = np.ones(len(rows), bool)
-        for centre in centres:  # two centres never share a cell
-            away = np.where(free, ((vectors - centre) ** 2).sum(axis=1), np.inf)
-            free[int(away.argmin())] = False
-        found += list(predictions["sha256"].iloc[rows[~free]])
-    return found
-
-
-def _quotas(counts: pd.Series, total: int) -> dict[str, int]:
-    """As many of each type as the root of its number asks for, and never more than there are; they sum to `total`."""
-    quota = dict.fromkeys(counts.index, 0)
-    for _ in range(total):
-        neediest = min(
-            (k for k in quota if quota[k] < counts[k]), key=lambda k: ((quota[k] + 1) / np.sqrt(counts[k]), str(k))
-        )
-        quota[neediest] += 1
-    return {str(kind): number for kind, number in quota.items() if number}
+    vectors = features_NC / np.maximum(np.linalg.norm(features_NC, axis=1, keepdims=True), 1e-9)
+    if budget >= len(vectors):
+        return list(range(len(vectors)))
+    free = np.ones(len(vectors), bool)
+    for centre in KMeans(budget, n_init=1, random_state=seed).fit(vectors).cluster_centers_:
+        away = np.where(free, ((vectors - centre) ** 2).sum(axis=1), np.inf)
+        free[int(away.argmin())] = False
+    return [int(i) for i in np.flatnonzero(~free)]
 
 
 def _labelled(chosen: pd.DataFrame, predictions: pd.DataFrame, out: Path) -> None:
@@ -280,7 +308,7 @@ def _labelled(chosen: pd.DataFrame, predictions: pd.DataFrame, out: Path) -> Non
 
 def _again(train: pd.DataFrame, number: int, seed: int) -> pd.DataFrame:
     """Cells of home: some of every type, and the others of each type and site in proportion to the root of its number."""
-    first = train.sample(frac=1, random_state=seed).groupby(["site", "true_type"]).head(confidence.LEAST_OF_TYPE)
+    first = train.sample(frac=1, random_state=seed).groupby(_STRATUM).head(confidence.LEAST_OF_TYPE)
     rest = train.drop(first.index)
     weights = reader.drawing_weights(rest, 0.5) if len(rest) else None
     more = min(max(0, number - len(first)), len(rest))

@@ -31,13 +31,11 @@ def calibrate(
     frame: pd.DataFrame,
     params: settings.Settings,
     new: tuple[pd.DataFrame, Path] | None = None,
-    mix: pd.DataFrame | None = None,
 ) -> None:
     """A copy of the model folder with the limits that the validation cells of `frame`, all in the workspace's data, teach.
 
     Args:
         new: training cells of another data set, and that data set: they are like what the model has seen, too.
-        mix: cells in their sites' own mix of types, where the training cells of `frame` are a choice of them.
     """
     model = RecognitionModel(trained)
     types = model.card.types
@@ -69,7 +67,7 @@ def calibrate(
             coverage=params.confidence.coverage,
             max_error=params.confidence.max_error,
             typical=params.confidence.typical,
-            offsets=offsets(whole if mix is None else mix, train, types, params),
+            offsets=offsets(whole, types, params),
         )
     if found and "BLAST" in types:
         served, blast = found.judge(probabilities, embeddings[rows], list(watched["site"]))[0], types.index("BLAST")
@@ -90,24 +88,19 @@ def calibrate(
         print(f"temperatures {found.temperatures}; too few cells for a limit of their own: {few or 'none'}")
 
 
-def offsets(
-    mix: pd.DataFrame, train: pd.DataFrame, types: tuple[str, ...], params: settings.Settings
-) -> dict[str, tuple[float, ...]]:
+def offsets(train: pd.DataFrame, types: tuple[str, ...], params: settings.Settings) -> dict[str, tuple[float, ...]]:
     """Of each type's logarithm at each site (confidence.offsets_for), `confidence.natural_mix` of the way to the site's own mix.
 
     Training draws a site's type in proportion to its number of cells ** (1 - train.balance). A site has none where more than
     `_PARENTS` of its cells are labelled by a parent: which of its children they are is not known.
     """
     found = {}
-    for site, own in mix.groupby("site"):
+    for site, own in train.groupby("site"):
         if (~own["true_type"].isin(types)).mean() > _PARENTS:
             continue
-        count, drawn = (
-            part["true_type"].value_counts().reindex(list(types), fill_value=0).to_numpy(float)
-            for part in (own, train[train["site"] == site])
-        )
+        count = own["true_type"].value_counts().reindex(list(types), fill_value=0).to_numpy(float)
         natural = np.where(count > 0, np.maximum(count, _FEW), np.nan)
-        taught = np.maximum(drawn, _FEW) ** (1 - params.train.balance)
+        taught = np.maximum(count, _FEW) ** (1 - params.train.balance)
         found[str(site)] = confidence.offsets_for(types, natural, taught, params.confidence.natural_mix)
     return found
 

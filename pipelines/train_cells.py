@@ -23,27 +23,30 @@ def main() -> None:
         flush=True,
     )
     trained = training.fit(frame, params)
-    write(trained, frame, params, TRAINED, WEIGHTS)
+    network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
+    network.load_state_dict(trained.state)
+    write(network, trained.history[-1]["temperature"], frame, params, TRAINED, WEIGHTS)
     pd.DataFrame(trained.history).to_csv(TRAINED.parent / "history.csv", index=False)
 
 
 def write(
-    trained: training.Trained, frame: pd.DataFrame, params: settings.Settings, folder: Path, weights: Path
+    network: recogniser.Recogniser,
+    temperature: float,
+    frame: pd.DataFrame,
+    params: settings.Settings,
+    folder: Path,
+    weights: Path,
 ) -> None:
     """A model folder of what was trained on `frame`, and its weights."""
     usable = frame[frame["split"] == "train"]
-    types, characteristics = reader.trainable(usable)
-    temperature = trained.history[-1]["temperature"]
-    network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
-    network.load_state_dict(trained.state)
     folder.mkdir(parents=True, exist_ok=True)
     recogniser.save_weights(network, weights)
     recogniser.export_onnx(network, temperature, params.image.size_px, folder / ONNX_FILE, params.model.views)
     card = ModelCard(
         contract=CONTRACT,
         vocabulary=vocabulary.load().version,
-        types=types,
-        characteristics=characteristics,
+        types=network.types,
+        characteristics=network.characteristics,
         field_um=params.image.field_um,
         size_px=params.image.size_px,
         embedding=f"{recogniser.PROJECTION_VERSION}-{params.model.embedding_dim}",
@@ -58,7 +61,9 @@ def write(
     plain_json.write(folder / CARD_FILE, card.model_dump(mode="json"))
     # The validation cells chose the temperature, so they are no fair test either.
     seen = frame[frame["split"] != "test"]
-    seen[["sha256", "site", "patient", "true_type", *characteristics]].to_parquet(folder / SEEN_FILE, index=False)
+    seen[["sha256", "site", "patient", "true_type", *network.characteristics]].to_parquet(
+        folder / SEEN_FILE, index=False
+    )
 
 
 if __name__ == "__main__":

@@ -239,14 +239,19 @@ class Served(nn.Module):
         super().__init__()
         self.recogniser, self.temperature, self.mirrored = recogniser, temperature, ((), (3,), (2,), (2, 3))[:views]
 
+    def averaged(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits (B x T, B x V) and the pooled features (B x C), averaged over the views."""
+        images = images_BHWC.permute(0, 3, 1, 2).float() / 255.0
+        seen = [self.recogniser(images.flip(axes) if axes else images) for axes in self.mirrored]
+        pooled = [(types, values, features.mean(dim=(2, 3))) for types, values, features in seen]
+        types, values, features = (torch.stack(part).mean(dim=0) for part in zip(*pooled, strict=True))
+        return types, values, features
+
     def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
         """B x H x W x 3 uint8 to type probabilities (B x T), characteristic probabilities (B x V, each characteristic
         summing to 1) and embedding (B x E)."""
         net = self.recogniser
-        images = images_BHWC.permute(0, 3, 1, 2).float() / 255.0
-        seen = [net(images.flip(axes) if axes else images) for axes in self.mirrored]
-        pooled = [(types, values, features.mean(dim=(2, 3))) for types, values, features in seen]
-        type_logits, value_logits, features = (torch.stack(part).mean(dim=0) for part in zip(*pooled, strict=True))
+        type_logits, value_logits, features = self.averaged(images_BHWC)
         embedding = features @ net.projection
         values = [functional.softmax(value_logits[:, part], dim=1) for part in net.slices().values()]
         return (

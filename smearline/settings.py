@@ -86,8 +86,7 @@ class TuneSettings(_Section):
 
 class AdaptSettings(_Section):
     seed: int
-    epochs: int = Field(ge=1)
-    lr: float = Field(gt=0)
+    strength: float = Field(gt=0)
     home_cells: int = Field(ge=1)
     held_out: float = Field(ge=0, lt=1)
 
