@@ -27,7 +27,7 @@ from pipelines.training import start_ray
 from smearline import dataset
 from smearline.errors import DataError
 from smearline.import_folders import locked
-from smearline.recognition import RecognitionModel, recognised
+from smearline.recognition import RecognitionModel, columns, recognised
 
 MODEL_KEY, CELLS_KEY = b"smearline.model", b"smearline.cells"
 _ROWS = 8192
@@ -80,7 +80,7 @@ def recognise(
         shards and images recognised now, shards there before, seconds.
 
     Raises:
-        DataError: OUT holds answers of another model, or of another data set.
+        DataError: OUT holds answers of another model, of another data set, or of another version of this software.
         ImportSourceError: another job is writing into OUT.
     """
     with locked(out, out / ".lock"):
@@ -97,14 +97,20 @@ def _recognise(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     loaded, shards = RecognitionModel(model), dataset.shards(cells)
-    before = sorted(out.glob("[!.]*.parquet"))
+    before, now = sorted(out.glob("[!.]*.parquet")), set(columns(loaded.card))
     for path in before:
-        told = pq.read_schema(path).metadata or {}
+        schema = pq.read_schema(path)
+        told = schema.metadata or {}
         by, of = told.get(MODEL_KEY, b"").decode(), told.get(CELLS_KEY, b"").decode()
         if of not in ("", str(cells.absolute())):
             raise DataError(f"{path} holds cells of another data set ({of}); give another --out, or remove it")
         if by != loaded.version:
             raise DataError(f"{path} was made by another model ({by or 'unknown'}); give another --out, or remove it")
+        if odd := sorted(set(schema.names) ^ now):
+            told_by = f"it differs in {', '.join(odd)}"
+            raise DataError(
+                f"{path} was made by another version of this software ({told_by}); give another --out, or remove it"
+            )
     names, gone = {shard.name for shard in shards}, pa.array(dataset.deleted(cells), pa.string())
     for path in before:  # of a shard that was compacted, or with an image that was deleted since
         if path.name not in names or pc.any(pc.is_in(pq.read_table(path, columns=["sha256"])["sha256"], gone)).as_py():

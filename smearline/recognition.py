@@ -155,7 +155,7 @@ def recognise(
         progress: called with the number of images done since the last call.
 
     Returns:
-        The predictions (columns as `columns`, less true_type) and the embeddings (N x E, float16).
+        The predictions (columns as of `table_of`) and the embeddings (N x E, float16).
 
     Raises:
         DataError: no image is left; or an image of the data set cannot be decoded.
@@ -261,6 +261,13 @@ def table_of(
     ends = np.arange(len(embedding) + 1, dtype=np.int32) * embedding.shape[1]
     found["embedding"] = pa.ListArray.from_arrays(ends, np.ascontiguousarray(embedding).reshape(-1))
     return pa.table(found)
+
+
+def columns(card: ModelCard) -> list[str]:
+    """The columns of `table_of`."""
+    crops = np.empty((0, card.size_px, card.size_px, 3), np.uint8)
+    widths = (len(card.types), sum(map(len, card.characteristics.values())), 1)
+    return list(table_of(card, [], crops, *(np.empty((0, width), np.float32) for width in widths)).column_names)
 
 
 def split(table: pa.Table) -> tuple[pd.DataFrame, NDArray[np.float16]]:

@@ -149,7 +149,7 @@ def _mean(values: Floats, mask: Mask, least: float) -> Floats:
 
 def _quantile(values: Floats, mask: Mask, level: float) -> Floats:
     """A quantile of each crop's values (B x H x W) over its mask; 0 where it is empty."""
-    ordered = np.sort(np.where(mask, values, -np.inf).reshape(len(values), -1), axis=1)
+    ordered = np.sort(np.where(mask, values, -np.inf).reshape(len(values), np.prod(values.shape[1:])), axis=1)
     count = mask.sum(axis=(1, 2))
     position = ordered.shape[1] - 1 - ((1 - level) * np.maximum(count - 1, 0)).astype(int)
     return np.where(count > 0, ordered[np.arange(len(values)), position], 0).astype(np.float32)

@@ -231,6 +231,11 @@ def test_a_whole_data_set_is_recognised_shard_by_shard_and_goes_on_where_it_stoo
         assert run()["shards"] == shards
         found = pd.concat(pd.read_parquet(path) for path in (tmp_path / "out").glob("*.parquet"))
         assert sorted(found["sha256"]) == sorted(dataset.index(cells, ["sha256"])["sha256"]) and len(found) == 8
+    whole = next((tmp_path / "out").glob("*.parquet"))
+    older = pq.read_table(whole)  # as a version wrote it that knew one column less
+    pq.write_table(older.drop_columns("type_untempered").replace_schema_metadata(older.schema.metadata), whole)
+    with pytest.raises(DataError, match=r"another version of this software .*type_untempered"):
+        run()
     other = model_folder(tmp_path / "other_model", {})
     with pytest.raises(DataError, match="made by another model"):
         run(other)
