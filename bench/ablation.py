@@ -124,42 +124,45 @@ def main() -> None:
     raw = settings.overlaid(settings.load(workspace / "params.yaml").model_dump(mode="json"), QUARTER)
     file = results.RESULTS / "ablation.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    for seed in range(given.seeds):
-        for name in given.only:
-            if any((r["task"], r["change"], r["seed"]) == (given.task, name, seed) for r in rows):
-                continue
-            params = settings.check(
-                settings.overlaid(settings.overlaid(raw, CHANGES[name]), {"train": {"seed": seed}}), name
-            )
-            started = time.monotonic()
-            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    # One folder for all: Ray starts its workers in the folder in which it was started.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for seed in range(given.seeds):
+            for name in given.only:
+                if any((r["task"], r["change"], r["seed"]) == (given.task, name, seed) for r in rows):
+                    continue
+                params = settings.check(
+                    settings.overlaid(settings.overlaid(raw, CHANGES[name]), {"train": {"seed": seed}}), name
+                )
+                started = time.monotonic()
                 trained = training.fit(shown, params, label=f"{name}, seed {seed}: ")
-            types = reader.trainable(shown[shown["split"] == "train"])[0]
-            row = {
-                "task": given.task,
-                "change": name,
-                "seed": seed,
-                "minutes": round((time.monotonic() - started) / 60, 1),
-            }
-            rows.append(row | figures(given.task, trained.state, types, judged, params))
-            table = pd.DataFrame(rows)
-            summary = {
-                str(task): part.drop(columns=["task", "seed"]).groupby("change").agg(["mean", "count"]).round(4)
-                for task, part in table.groupby("task")
-            }
-            plain = {
-                task: {
-                    change: {
-                        figure: float(line[(figure, "mean")])
-                        for figure in part.columns.levels[0]
-                        if line[(figure, "count")]
-                    }
-                    | {"seeds": int(line[("minutes", "count")])}
-                    for change, line in part.iterrows()
+                types = reader.trainable(shown[shown["split"] == "train"])[0]
+                row = {
+                    "task": given.task,
+                    "change": name,
+                    "seed": seed,
+                    "minutes": round((time.monotonic() - started) / 60, 1),
                 }
-                for task, part in summary.items()
-            }
-            results.write("ablation", {"quarter": QUARTER, "mean_over_seeds": plain, "rows": rows}, workspace / "data")
+                rows.append(row | figures(given.task, trained.state, types, judged, params))
+                table = pd.DataFrame(rows)
+                summary = {
+                    str(task): part.drop(columns=["task", "seed"]).groupby("change").agg(["mean", "count"]).round(4)
+                    for task, part in table.groupby("task")
+                }
+                plain = {
+                    task: {
+                        change: {
+                            figure: float(line[(figure, "mean")])
+                            for figure in part.columns.levels[0]
+                            if line[(figure, "count")]
+                        }
+                        | {"seeds": int(line[("minutes", "count")])}
+                        for change, line in part.iterrows()
+                    }
+                    for task, part in summary.items()
+                }
+                results.write(
+                    "ablation", {"quarter": QUARTER, "mean_over_seeds": plain, "rows": rows}, workspace / "data"
+                )
 
 
 if __name__ == "__main__":
