@@ -42,6 +42,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "no characteristics": {"train": {"characteristics_weight": 0.0}},
     "no small pictures first": {"train": {"epochs": 6, "small_epochs": 0}},
     "small pictures alone": {"image": {"size_px": 96}, "train": {"epochs": 9, "small_epochs": 0}},
+    "a field of 20 um": {"image": {"field_um": 20.0}},
     "half the learning rate": {"train": {"lr": 3.5e-4}},
     "twice the learning rate": {"train": {"lr": 1.4e-3}},
 }
