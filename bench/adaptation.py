@@ -102,8 +102,8 @@ def inner(workspace: Path, test: set[str], budgets: list[int], strengths: list[f
                 place = Path(temporary) / f"{seed}-{strength:g}"
                 with contextlib.chdir(with_settings(workspace, {"seed": seed, "strength": strength}, place)):
                     site = adapt._NewSite(Path("models/recogniser"), cells, None, budgets)
-                    for budget in budgets:
-                        report = adapt._adapt(site, budget, site.chosen(budget), place / f"adapted-{budget}")
+                    for budget, chosen in site.chosen(budgets, place / "listed.csv").items():
+                        report = adapt._adapt(site, budget, chosen, place / f"adapted-{budget}")
                         row: dict[str, Any] = {"seed": seed, "strength": strength, "labels": budget}
                         for where in ("new_site", "home_validation_cells"):
                             for when, found in report[where].items():

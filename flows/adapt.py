@@ -21,7 +21,7 @@ from smearline import plain_json
 @in_workspace()
 def adapt(workspace: str, cells: str, out: str, model: str = "models/recogniser", budget: int = 100) -> State[Any]:
     """`cells`: a data set of the new site. Fails where chosen cells have no label; the message says where they are listed."""
-    report = train(Workspace(Path(workspace)), model, cells, out, int(budget))
+    report = fit(Workspace(Path(workspace)), model, cells, out, int(budget))
     rows: list[Any] = [
         {"where": where.replace("_", " "), "model": when, **(figures or {"cells": 0})}
         for where in ("new_site", "home_validation_cells")
@@ -32,7 +32,7 @@ def adapt(workspace: str, cells: str, out: str, model: str = "models/recogniser"
 
 
 @task(cache_policy=NO_CACHE)
-def train(space: Workspace, model: str, cells: str, out: str, budget: int) -> dict[str, Any]:
+def fit(space: Workspace, model: str, cells: str, out: str, budget: int) -> dict[str, Any]:
     """The command, its output in the log; what it wrote of itself."""
     given = ["--model", model, "--cells", cells, "--out", out, "--budget", str(budget)]
     space.run("smearline.cli", "adapt", *given)

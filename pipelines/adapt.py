@@ -13,6 +13,7 @@ recogniser, whose data are home.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.express as express
+import torch
+from numpy.typing import NDArray
 
 from pipelines import calibrate, refit, train_cells
 from pipelines.cells import split_cells
@@ -33,7 +36,9 @@ _STRATUM = ["site", "true_type"]
 _MOST = 4.0
 """Times; chosen on PBC's network at patients of JHU that are not in the test, where 4 to 50 changed little but the rare types."""
 _POOL = 20_000
-"""Cells, drawn by chance where there are more, among which those to label are chosen."""
+"""Cells, drawn by chance where there are more, among which those to label are chosen, and whose mix is estimated."""
+_ALIKE = 1e-3
+_NONE_LISTED = pd.DataFrame({"sha256": pd.Series(dtype=str), "budget": pd.Series(dtype=int)})
 
 
 class _NewSite:
@@ -41,8 +46,8 @@ class _NewSite:
     those that it was trained on.
 
     Raises:
-        ModelError: the weights are missing, or the model is an adapted one.
-        DataError: one of the budgets is 0, and no mix of types can be estimated.
+        ModelError: the weights are missing or another model's, or the model is an adapted one.
+        DataError: one of the budgets is 0, and no mix of types can be estimated; or there is no cell to choose.
     """
 
     def __init__(self, model: Path, cells: Path, weights: Path | None, budgets: Sequence[int]) -> None:
@@ -59,38 +64,57 @@ class _NewSite:
             )
         self.model, params = RecognitionModel(model), settings.load()
         self.adapting = params.adapt
-        # What its card does not say, since it is of an older version, is as the workspace has it.
-        raw = settings.overlaid(params.model_dump(mode="json"), self.model.card.parameters)
-        raw["adapt"] = params.adapt.model_dump(mode="json")
-        self.recipe = settings.check({k: v for k, v in raw.items() if k in settings.Settings.model_fields}, str(model))
+        self.recipe = _recipe(self.model, params)
         self.index = dataset.labelled_index(cells)
         scales = zip(self.index["site"], self.index["microns_per_px"], strict=True)
         self.index["scale"] = [scale_of(s, m)[0] for s, m in scales]
+        self.check_weights()
         labelled = (self.index["true_type"].notna() & ~self.index["conflicted"].astype(bool)).to_numpy()
         seen = dataset.trained_on(self.index, self.model.seen)
         judging = (splits.places(self.index, self.adapting.seed) < self.adapting.held_out).to_numpy()
         self.judged = self.index[judging & labelled & ~seen]
         self.candidates = set(self.index["sha256"][~judging & ~seen])
+        if not self.candidates:
+            raise DataError("there is no cell to choose: all were trained on, or belong to patients that are held out")
         if min(budgets) <= 0:
             self.refuse_mix_alone()
-        print(f"recognising {len(self.index)} cells of {', '.join(sorted(self.index['site'].unique()))}", flush=True)
-        self.predictions = recognise(self.model, cells)[0]
+        keep = {*self.judged["sha256"], *self.pool["sha256"]}
+        print(f"recognising {len(keep)} cells of {', '.join(sorted(self.index['site'].unique()))}", flush=True)
+        self.predictions = recognise(self.model, cells, keep=keep)[0]
+
+    def check_weights(self) -> None:
+        """Raises ModelError where the weights are not those that the model folder was made of."""
+        card, some = self.model.card, self.index.head(16)
+        crops = next(reader.Crops(some, card.field_um, card.size_px).batches(np.arange(len(some)), len(some)))
+        with torch.inference_mode():
+            own = recogniser.Served(self.network(card.types), card.temperature, card.views).eval()(
+                torch.from_numpy(crops)
+            )
+        said = self.model.run(crops, "type_probabilities", "characteristic_probabilities")
+        if max(np.abs(a.numpy() - b).max(initial=0.0) for a, b in zip(own, said, strict=False)) > _ALIKE:
+            raise ModelError(f"{self.weights} are not the weights of {self.folder}: they answer otherwise")
 
     def refuse_mix_alone(self) -> None:
         """Raises DataError where no mix of types can be estimated, with which a budget of 0 would be no adaptation."""
         limits, home = self.model.card.confidence, set(self.model.card.sites)
         free = self.index.loc[self.index["sha256"].isin(self.candidates), "site"].value_counts()
-        if limits is None or not (free.drop(home, errors="ignore") >= confidence.LEAST_OF_SITE).any():
+        enough = (free.drop(home, errors="ignore") >= confidence.LEAST_OF_SITE).any()
+        if limits is None or not enough or _mix_taught(self.again, self.model.card.types) is None:
             raise DataError(
                 "no mix of types can be estimated: that needs a recogniser with limits (stage calibrate), and "
-                f"{confidence.LEAST_OF_SITE} cells or more, of patients that are not held out, of a site that it was not trained on"
+                f"{confidence.LEAST_OF_SITE} cells or more, of patients that are not held out, of a site that it was not trained "
+                "on; and home's labels must tell a parent's children apart"
             )
 
     @cached_property
     def home(self) -> pd.DataFrame:
-        """The labelled cells of home, with their split."""
+        """The labelled cells that the model was trained and calibrated on, with their split."""
         home = split_cells(self.recipe)
-        return home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
+        home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
+        home = home[home["sha256"].isin(self.model.seen["sha256"])]
+        if not (home["split"] == "train").any():
+            raise DataError("this workspace holds no cell that the model was trained on: adapt in the one that made it")
+        return home
 
     @cached_property
     def again(self) -> pd.DataFrame:
@@ -114,22 +138,38 @@ class _NewSite:
         return found
 
     @cached_property
-    def pool_features(self) -> refit.Floats:
-        print(f"choosing among {len(self.pool)} cells", flush=True)
-        return refit.features(self.network(self.model.card.types), self.pool, self.recipe)
-
-    @cached_property
     def home_features(self) -> refit.Floats:
         print(f"looking at {len(self.again)} cells of home again", flush=True)
         return refit.features(self.network(self.model.card.types), self.again, self.recipe)
 
-    def chosen(self, budget: int) -> pd.DataFrame:
-        """The rows of `pool` to label."""
-        if not budget:
-            return self.pool.iloc[:0]
-        if self.pool.empty:
-            raise DataError("there is no cell to choose: all were trained on, or belong to patients that are held out")
-        return self.pool.iloc[choose(self.pool_features, budget, self.adapting.seed)]
+    def features(self, cells: pd.DataFrame) -> refit.Floats:
+        return refit.features(self.network(self.model.card.types), cells, self.recipe)
+
+    def chosen(self, budgets: Sequence[int], listed: Path) -> dict[int, pd.DataFrame]:
+        """The cells to label for each budget: those that `listed` names, as far as it does and they may still be chosen, so that
+        cells which came since its labels were asked for change nothing."""
+        told = pd.read_csv(listed, dtype={"sha256": str}) if listed.is_file() else _NONE_LISTED
+        named = {int(budget): set(part["sha256"]) for budget, part in told.groupby("budget")}
+        found = {b: self.index[self.index["sha256"].isin(named[b])] for b in budgets if b in named}
+        found = {b: part for b, part in found.items() if named[b] <= self.candidates}
+        found |= {0: self.index.iloc[:0]} if 0 in budgets else {}
+        if missing := sorted(set(budgets) - set(found)):
+            print(f"choosing among {len(self.pool)} cells", flush=True)
+            seen = self.features(self.pool)
+            found |= {b: self.pool.iloc[choose(seen, b, self.adapting.seed)] for b in missing}
+        return {budget: found[budget] for budget in sorted(set(budgets))}
+
+
+def _recipe(model: RecognitionModel, params: settings.Settings) -> settings.Settings:
+    """The parameters that a model was made with; what its card does not say, since it is of an older version, is as the workspace
+    has it."""
+    raw, card = params.model_dump(mode="json"), model.card
+    for section, values in card.parameters.items():
+        if section in raw and section != "adapt":
+            raw[section] |= {name: value for name, value in values.items() if name in raw[section]}
+    raw["model"]["views"] = card.views
+    raw["image"] |= {"field_um": card.field_um, "size_px": card.size_px}
+    return settings.check(raw, str(model.folder))
 
 
 def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None = None) -> dict[str, Any]:
@@ -144,21 +184,24 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
         DataError: cells that were chosen have no label; the message says where they are listed. Or there is nothing to choose, or
             with a budget of 0 no mix to estimate.
     """
-    site = _NewSite(model, cells, weights, [budget])
-    chosen = site.chosen(budget)
-    _labelled(chosen, site.predictions, out)
-    return _adapt(site, budget, chosen, out)
+    _refuse_other(out)
+    site, listed = _NewSite(model, cells, weights, [budget]), out.with_name(f"{out.name}.chosen.csv")
+    chosen = site.chosen([budget], listed)
+    _labelled(chosen, site.predictions, listed, out)
+    return _adapt(site, budget, chosen[budget], out)
 
 
 def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None) -> pd.DataFrame:
     """`adapt` for each budget into `out`/BUDGET, and `out`/adaptation_curve.{csv,html}: what so many labels bring.
 
     Cells that one budget chose are not those of a smaller one and some more: labels of all of them are asked for before anything is
-    trained. Raises as `adapt`.
+    fitted. Raises as `adapt`.
     """
-    site = _NewSite(model, cells, weights, budgets)
-    chosen = {budget: site.chosen(budget) for budget in sorted(set(budgets))}
-    _labelled(pd.concat(chosen.values()).drop_duplicates("sha256"), site.predictions, out)
+    for budget in budgets:
+        _refuse_other(out / str(budget))
+    site, listed = _NewSite(model, cells, weights, budgets), out.with_name(f"{out.name}.chosen.csv")
+    chosen = site.chosen(budgets, listed)
+    _labelled(chosen, site.predictions, listed, out)
     rows = list[dict[str, Any]]()
     for budget, part in chosen.items():
         report = _adapt(site, budget, part, out / str(budget))
@@ -186,19 +229,30 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     return table
 
 
+def _refuse_other(out: Path) -> None:
+    """Raises DataError where `out` is something else than an adapted model, which would be lost."""
+    if out.exists() and not (out / REPORT).is_file():
+        raise DataError(f"{out} is there already, and is no adapted recogniser: give another --out, or remove it")
+
+
 def _adapt(site: _NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
-    home = site.home
-    watched = home[home["split"] == "val"]
+    watched = site.home[site.home["split"] == "val"]
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    weights, unfinished_weights = (p.with_name(f"{p.name}.safetensors") for p in (out, unfinished))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     if len(chosen):
-        taught = _refit(site, chosen, out)
+        taught = _refit(site, chosen, unfinished, unfinished_weights)
     else:
         taught = site.again
-        shutil.copytree(site.folder, out, dirs_exist_ok=True)
-        shutil.copy2(site.weights, out.with_name(f"{out.name}.safetensors"))
-    mixes = _note_mixes(site, taught, out)
-    after = RecognitionModel(out)
+        shutil.copytree(site.folder, unfinished)
+        shutil.copy2(site.weights, unfinished_weights)
+    mixes = _note_mixes(site, taught, unfinished)
+    after = RecognitionModel(unfinished)
     limits = after.card.confidence
-    there = {"before": site.predictions, "after": recognise(after, site.cells)[0]}
+    there = {"before": site.predictions}
+    if len(site.judged):
+        there["after"] = recognise(after, site.cells, keep=set(site.judged["sha256"]))[0]
     here = {}
     if len(watched):
         keep, data = set(watched["sha256"]), site.recipe.data.folder
@@ -207,38 +261,63 @@ def _adapt(site: _NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict
         "budget": budget,
         "labelled": len(chosen),
         "chosen": {str(k): int(v) for k, v in chosen["true_type"].value_counts().items()},
+        "taught_nothing": int((taught["weight"] == 0).sum()),
         "estimated_mix": mixes,
         "limits_learned_without": sorted(set(limits.offsets if limits else ()) - set(site.model.card.sites)),
         "new_site": {name: _scores(site.judged, found) for name, found in there.items()},
         "home_validation_cells": {name: _scores(watched, found) for name, found in here.items()},
     }
-    plain_json.write(out / REPORT, plain_json.plain(report))
+    plain_json.write(unfinished / REPORT, plain_json.plain(report))
+    shutil.rmtree(out, ignore_errors=True)
+    unfinished_weights.replace(weights)
+    unfinished.rename(out)
     return report
 
 
-def _refit(site: _NewSite, chosen: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """The head fitted anew, calibrated on home's validation cells. Returns what it was fitted on, with each cell's `weight`."""
+def _refit(site: _NewSite, chosen: pd.DataFrame, out: Path, weights: Path) -> pd.DataFrame:
+    """The head fitted anew, calibrated on home's validation cells. Returns what it was fitted on, with each cell's `weight`.
+
+    Raises:
+        DataError: none of the labels says anything of a type, or home has no cell of one of the model's types any more.
+    """
     home = site.home[site.home["split"] != "test"]
     frame = pd.concat([home, chosen.assign(split="train")], ignore_index=True)
     types, again = reader.trainable(frame[frame["split"] == "train"])[0], site.again
+    if lost := set(site.model.card.types) - set(types):
+        raise DataError(
+            f"the workspace has no labelled training cell of {', '.join(sorted(lost))} any more: train again"
+        )
+    allowed = reader.targets(chosen, types, {})[0]
+    teaches = allowed.any(axis=1)  # not a parent's label none of whose children was ever labelled
+    if not teaches.any():
+        raise DataError(
+            "no label of the cells that were chosen is of a type, or of a parent of one, that is known here"
+        )
+    chosen = chosen.assign(weight=teaches * again["weight"].sum() / teaches.sum())
     network = site.network(types)
-    rows = pd.Index(site.pool["sha256"]).get_indexer(pd.Index(chosen["sha256"]))
-    chosen = chosen.assign(weight=again["weight"].sum() / len(chosen))
     print(f"fitting the head on {len(chosen)} cells of the new site and {len(again)} of home", flush=True)
-    here, there = (
-        refit.Cells(seen, reader.targets(part, types, {})[0], part["weight"].to_numpy(float))
-        for seen, part in ((site.home_features, again), (site.pool_features[rows], chosen))
-    )
+    here = refit.Cells(site.home_features, reader.targets(again, types, {})[0], again["weight"].to_numpy(float))
+    there = refit.Cells(site.features(chosen), allowed, chosen["weight"].to_numpy(float))
     refit.fit_head(network, here, there, site.adapting.strength)
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    train_cells.write(network, 1.0, frame, site.recipe, unfinished, out.with_name(f"{out.name}.safetensors"))
-    # The adapted model has also seen what the first one saw.
-    both = pd.concat([pd.read_parquet(unfinished / SEEN_FILE), site.model.seen], ignore_index=True)
-    both.drop_duplicates("sha256").to_parquet(unfinished / SEEN_FILE, index=False)
-    calibrate.calibrate(unfinished, out, home, site.recipe, new=(chosen, site.cells))
-    shutil.rmtree(unfinished)
+    with tempfile.TemporaryDirectory() as folder:
+        train_cells.write(network, 1.0, frame, site.recipe, Path(folder), weights)
+        # The adapted model has also seen what the first one saw.
+        both = pd.concat([pd.read_parquet(Path(folder) / SEEN_FILE), site.model.seen], ignore_index=True)
+        both.drop_duplicates("sha256").to_parquet(Path(folder) / SEEN_FILE, index=False)
+        calibrate.calibrate(Path(folder), out, home, site.recipe, new=(chosen, site.cells))
     return pd.concat([again, chosen], ignore_index=True)
+
+
+def _mix_taught(taught: pd.DataFrame, types: Sequence[str]) -> NDArray[np.float64] | None:
+    """The share of each type in what a head was taught, by `weight`; None where more than calibrate.PARENTS of it is of labels that
+    do not tell a parent's children apart."""
+    weight = taught.groupby("true_type")["weight"].sum()
+    if 1 - weight[weight.index.isin(types)].sum() / weight.sum() > calibrate.PARENTS:
+        return None
+    drawn = weight.reindex(list(types)).to_numpy(float)
+    drawn = np.nan_to_num(drawn, nan=np.nanmin(drawn))
+    found: NDArray[np.float64] = drawn / drawn.sum()
+    return found
 
 
 def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, dict[str, float]]:
@@ -250,14 +329,16 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     """
     model, home = RecognitionModel(out), set(site.model.card.sites)
     limits, types = model.card.confidence, model.card.types
-    if limits is None or not site.candidates:
+    if limits is None or site.pool.empty:
+        return {}
+    if (drawn := _mix_taught(taught, types)) is None:
+        print(
+            "no mix of types is estimated: too many labels are of a parent, and which of its children they are is not known"
+        )
         return {}
     card = model.card
     model.card = card.model_copy(update={"confidence": None})  # what the network says, moved by nothing
-    predictions = recognise(model, site.cells, keep=site.candidates)[0]
-    drawn = taught.groupby("true_type")["weight"].sum().reindex(list(types)).to_numpy(float)
-    drawn = np.nan_to_num(drawn, nan=np.nanmin(drawn))
-    drawn = drawn / drawn.sum()
+    predictions = recognise(model, site.cells, keep=set(site.pool["sha256"]))[0]
     offsets, found = dict(limits.offsets), {}
     elsewhere, natural_mix = limits.temperatures.get(confidence.ELSEWHERE, 1.0), site.recipe.confidence.natural_mix
     for name, part in predictions.groupby("site"):
@@ -286,22 +367,29 @@ def choose(features_NC: refit.Floats, budget: int, seed: int) -> list[int]:
     return [int(i) for i in np.flatnonzero(~free)]
 
 
-def _labelled(chosen: pd.DataFrame, predictions: pd.DataFrame, out: Path) -> None:
-    """Raises DataError where a chosen cell has no undisputed label, after listing them in a table a site."""
-    missing = chosen[chosen["true_type"].isna() | chosen["conflicted"].astype(bool)]
+def _labelled(chosen: dict[int, pd.DataFrame], predictions: pd.DataFrame, listed: Path, out: Path) -> None:
+    """Raises DataError where a chosen cell has no undisputed label, after listing them in a table a site, which keeps what was
+    filled in; and what was chosen, in `listed`."""
+    every = pd.concat(chosen.values()).drop_duplicates("sha256")
+    missing = every[every["true_type"].isna() | every["conflicted"].astype(bool)]
     if missing.empty:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [part[["sha256"]].assign(budget=budget) for budget, part in chosen.items()]
+    before = pd.read_csv(listed, dtype={"sha256": str}) if listed.is_file() else _NONE_LISTED
+    pd.concat([before[~before["budget"].isin(chosen)], *rows]).to_csv(listed, index=False)
     said = predictions.set_index("sha256")["predicted_type"]
-    about = missing[["sha256", "site", "patient", "smear"]].assign(suggested=said[missing["sha256"]].to_numpy())
+    about = missing[["sha256", "site", "patient", "smear"]].assign(suggested=said.reindex(missing["sha256"]).to_numpy())
     about.to_csv(out.with_name(f"{out.name}.suggested.csv"), index=False)
     steps = []
     for name, part in missing.groupby("site"):
-        table = out.with_name(f"{out.name}.to-label-{name}.csv")
-        part[["sha256"]].assign(type="").to_csv(table, index=False)
+        table, filled = out.with_name(f"{out.name}.to-label-{name}.csv"), pd.Series(dtype=str)
+        if table.is_file():
+            filled = pd.read_csv(table, dtype=str, keep_default_na=False).set_index("sha256")["type"]
+        part[["sha256"]].assign(type=part["sha256"].map(filled).fillna("")).to_csv(table, index=False)
         steps.append(f"smearline label {table} --site {name} --by ROLE --supersede --data CELLS")
     raise DataError(
-        f"{len(missing)} of the {len(chosen)} cells that were chosen have no undisputed label. Fill in the column type, then "
+        f"{len(missing)} of the {len(every)} cells that were chosen have no undisputed label. Fill in the column type, then "
         f"{'; '.join(steps)}, and run this again. {out.name}.suggested.csv says what they are taken for"
     )
 

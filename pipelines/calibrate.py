@@ -17,7 +17,7 @@ _CENTRE = 200
 """Training cells of a site and type from which its centre is learned."""
 _FEW = 5
 """Cells: a type of which a site has fewer is taken to have so many."""
-_PARENTS = 0.05
+PARENTS = 0.05
 
 
 def main() -> None:
@@ -92,11 +92,11 @@ def offsets(train: pd.DataFrame, types: tuple[str, ...], params: settings.Settin
     """Of each type's logarithm at each site (confidence.offsets_for), `confidence.natural_mix` of the way to the site's own mix.
 
     Training draws a site's type in proportion to its number of cells ** (1 - train.balance). A site has none where more than
-    `_PARENTS` of its cells are labelled by a parent: which of its children they are is not known.
+    `PARENTS` of its cells are labelled by a parent: which of its children they are is not known.
     """
     found = {}
     for site, own in train.groupby("site"):
-        if (~own["true_type"].isin(types)).mean() > _PARENTS:
+        if (~own["true_type"].isin(types)).mean() > PARENTS:
             continue
         count = own["true_type"].value_counts().reindex(list(types), fill_value=0).to_numpy(float)
         natural = np.where(count > 0, np.maximum(count, _FEW), np.nan)

@@ -1,6 +1,6 @@
 """Batch recognition: the packaged recogniser over a whole data set, as a Ray Data job (`smearline recognise`).
 
-    python -m pipelines.recognise --model package/recogniser --cells data --out recognised [--workers 2]
+    smearline recognise --model package/recogniser --cells data --out recognised [--workers 2]
 
 On this machine, or on the cluster at $RAY_ADDRESS (where data set, model and OUT lie under the same paths on every node). A
 shard is one piece of work: OUT/SHARD.parquet holds a row a cell, as `recognition.table_of` says, and is renamed into place when
@@ -9,7 +9,6 @@ it is whole. Killed at any moment, the same command does what is left.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -134,17 +133,3 @@ def _recognise(
             if progress:
                 progress(done, len(shards))
     return {**found, "images": num, "seconds": round(time.monotonic() - started, 1)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    for name in ("--model", "--cells", "--out"):
-        parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--gpus-per-worker", type=float, default=0)
-    given = parser.parse_args()
-    print(recognise(given.model, given.cells, given.out, workers=given.workers, gpus=given.gpus_per_worker))
-
-
-if __name__ == "__main__":
-    main()

@@ -64,11 +64,12 @@ def fit_head(network: recogniser.Recogniser, home: Cells, new: Cells, strength: 
     deviations = np.sqrt(np.maximum(values, 0.0))
     kept = deviations > 1e-4 * deviations.max()
     turn_CD = axes[:, kept] / np.sqrt(deviations[kept]) * 10 / np.sqrt(deviations[kept].sum())
-    weight = np.concatenate([part.weight_N / part.weight_N.sum() for part in (home, new)]) / 2
+    # Rows that allow nothing teach nothing.
+    taught = [part.weight_N * part.allowed_NT.any(axis=1) for part in (home, new)]
+    weight = np.concatenate([part / max(float(part.sum()), 1e-30) for part in taught])
     x = torch.from_numpy((np.concatenate([home.features_NC, new.features_NC]) - middle) @ turn_CD).float()
     allowed = torch.from_numpy(np.concatenate([home.allowed_NT, new.allowed_NT]))
-    # Rows that allow nothing count for nothing in the loss, so not in what it is divided by.
-    share = torch.from_numpy(weight / weight[allowed.any(dim=1).numpy()].sum()).float()
+    share = torch.from_numpy(weight / weight.sum()).float()
     head = torch.nn.Linear(x.shape[1], len(network.types))
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)

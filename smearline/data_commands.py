@@ -114,9 +114,7 @@ def adapt(
         print(f"page: {out / 'adaptation_curve.html'}")
         return
     found = domain.adapt(model, _set(cells), budgets[0], out, weights)
-    print(
-        f"{found['labelled']} cells trained on: {', '.join(f'{n} {t}' for t, n in found['chosen'].items()) or 'none'}"
-    )
+    print(f"{found['labelled']} cells fitted on: {', '.join(f'{n} {t}' for t, n in found['chosen'].items()) or 'none'}")
     for site, mix in found["estimated_mix"].items():
         print(f"estimated mix of {site}: {', '.join(f'{t} {share:.1%}' for t, share in mix.items())}")
     for where in ("new_site", "home_validation_cells"):

@@ -94,7 +94,7 @@ class Crops:
             ends = np.frombuffer(array.buffers()[1], np.int32)[array.offset :]
             data = memoryview(array.buffers()[2]).cast("B")
             for place, row in zip(places, self._row_N[positions[places]] % ROW_GROUP, strict=True):
-                found[place] = data[ends[row] : ends[row + 1]]
+                found[place] = memoryview(bytes(data[ends[row] : ends[row + 1]]))  # not the group that it lies in
         return found
 
     def _decode(self, data: list[memoryview], positions: Ints) -> _Flying:

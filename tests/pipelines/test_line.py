@@ -25,7 +25,18 @@ from optuna.storages.journal import JournalFileBackend
 
 from flows.workspace import environment
 from pipelines import adapt, calibrate, learning_curve, training, tune
-from smearline import confidence, dataset, importing, recognition, settings, simulator, sites, sources, splits
+from smearline import (
+    confidence,
+    dataset,
+    importing,
+    recogniser,
+    recognition,
+    settings,
+    simulator,
+    sites,
+    sources,
+    splits,
+)
 from smearline.errors import DataError, ModelError
 
 pytestmark = pytest.mark.slow
@@ -320,6 +331,12 @@ def test_a_run_ends_where_it_is_told_to(frame: pd.DataFrame, tmp_path: Path, mon
     assert not list((tmp_path / training.RUNS).glob("*.*")), "a run that has ended leaves nothing behind"
 
 
+def _made_of(workspace: Path) -> tuple:
+    card = recognition.RecognitionModel(workspace / "models/recogniser").card
+    made = card.parameters["model"]
+    return made["backbone"], card.types, card.characteristics, made["embedding_dim"]
+
+
 @pytest.mark.mission(
     "a recogniser is adapted to a new site by a few cells that the platform chooses, and forgets nothing"
 )
@@ -358,6 +375,12 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     assert unlabelled["limits_learned_without"] == ["sim_east"]
     with pytest.raises(ModelError, match="adapted recogniser"):
         adapt.adapt(tmp_path / "mixed", cells, 0, tmp_path / "again")
+    with pytest.raises(DataError, match="no adapted recogniser"):
+        adapt.adapt(Path("models/recogniser"), cells, 0, Path("models/recogniser"))
+    other = recogniser.Recogniser(*_made_of(workspace))
+    recogniser.save_weights(other, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="not the weights of"):
+        adapt.adapt(Path("models/recogniser"), cells, 0, tmp_path / "again", tmp_path / "other.safetensors")
     few = adapt._NewSite(Path("models/recogniser"), cells, None, [0])
     few.candidates = set(sorted(few.candidates)[: confidence.LEAST_OF_SITE - 1])
     with pytest.raises(DataError, match="no mix of types can be estimated"):
@@ -382,6 +405,15 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     listed = pd.read_csv(table, dtype=str, keep_default_na=False)
     assert set(listed["sha256"]) == set(chosen["sha256"]), "the same cells are chosen, labelled or not"
     assert set(pd.read_csv(tmp_path / "other.suggested.csv")["sha256"]) == set(listed["sha256"])
+    listed.assign(type=["BLAST"] + [""] * 11).to_csv(table, index=False)  # begun, and asked again after more cells came
+    simulator.simulate(tmp_path / "more", sites=[site], seed=9, num_patients=2, cells_per_smear=12)
+    importing.import_source(sources.load("folder"), tmp_path / "more" / "sim_east", site, cells)
+    assert subprocess.run(command, cwd=workspace, env=environment(), capture_output=True).returncode == 2
+    again = pd.read_csv(table, dtype=str, keep_default_na=False)
+    assert set(again["sha256"]) == set(listed["sha256"]), "cells that came since change nothing"
+    assert again.set_index("sha256")["type"].to_dict() == dict.fromkeys(listed["sha256"], "") | {
+        listed["sha256"][0]: "BLAST"
+    }
     listed.assign(type=chosen.set_index("sha256")["true_type"][listed["sha256"]].to_numpy()).to_csv(table, index=False)
     given = ["label", str(table), "--site", "sim_east", "--by", "expert", "--supersede", "--data", str(cells)]
     assert "12 labels taken" in shell(workspace, sys.executable, "-m", "smearline.cli", *given)
@@ -394,8 +426,9 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
 
         def __init__(self, *_: object) -> None: ...
 
-        def chosen(self, budget: int) -> pd.DataFrame:
-            return pd.DataFrame({"sha256": [str(i) for i in range(budget)], "true_type": "BLAST", "conflicted": False})
+        def chosen(self, budgets: list[int], _: Path) -> dict[int, pd.DataFrame]:
+            cell = {"true_type": "BLAST", "conflicted": False}
+            return {b: pd.DataFrame({"sha256": [str(i) for i in range(b)], **cell}) for b in sorted(budgets)}
 
     def made(_: object, budget: int, chosen: pd.DataFrame, out: Path) -> dict:
         """A report whose figures hang on the budget alone."""

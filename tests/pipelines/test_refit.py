@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from pipelines import refit
+from pipelines import adapt, refit
 from smearline import recogniser
 
 
@@ -56,3 +57,9 @@ def test_a_label_of_a_parent_teaches_the_head_what_it_says_and_no_more():
     )
     assert told[:, 2].max() < 0.2 < untold[:, 2].mean(), "it is neither said to be the third"
     assert told[:, 1].mean() > 3 * single[:, 1].mean(), "nor which of the two it is"
+
+
+def test_what_a_head_was_taught_is_not_said_where_parents_hide_it():
+    taught = pd.DataFrame({"true_type": ["BASO", "EOS", "NEUT"], "weight": [3.0, 1.0, 0.1]})
+    np.testing.assert_allclose(adapt._mix_taught(taught, ("BASO", "EOS")), [0.75, 0.25])
+    assert adapt._mix_taught(taught.assign(weight=[3.0, 1.0, 1.0]), ("BASO", "EOS")) is None
