@@ -1,6 +1,6 @@
-"""What labels of a new site bring: the recogniser of PBC alone at JHU, with its mix estimated and with 20 to 200 labelled cells.
+"""What labels of a new site bring: the recogniser of PBC alone at JHU, with its mix estimated and with 20 to 500 labelled cells.
 
-    python -m bench.adaptation .work/cross-pbc .work/real-full [--budget 0 20 50 100 200]     (after make real-full and real-cross)
+    python -m bench.adaptation .work/cross-pbc .work/real-full [--budget 0 20 100]     (after make real-full and real-cross)
     python -m bench.adaptation .work/cross-pbc .work/real-full --inner 4 [--strength 5 20 80]
 
 JHU's test patients of the second workspace's split judge: no setting was chosen on them, and the cells to label are chosen among
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument(
         "split", type=Path, help="the workspace whose split says which patients of JHU are for the test"
     )
-    parser.add_argument("--budget", type=int, nargs="+", default=[0, 20, 50, 100, 200])
+    parser.add_argument("--budget", type=int, nargs="+", default=[0, 20, 50, 100, 200, 500])
     parser.add_argument("--inner", type=int, default=0, metavar="SPLITS")
     parser.add_argument("--strength", type=float, nargs="+", default=[settings.load().adapt.strength])
     given = parser.parse_args()
