@@ -140,7 +140,7 @@ class _NewSite:
     @cached_property
     def home_features(self) -> refit.Floats:
         print(f"looking at {len(self.again)} cells of home again", flush=True)
-        return refit.features(self.network(self.model.card.types), self.again, self.recipe)
+        return self.features(self.again)
 
     def features(self, cells: pd.DataFrame) -> refit.Floats:
         return refit.features(self.network(self.model.card.types), cells, self.recipe)
@@ -329,7 +329,7 @@ def _note_mixes(site: _NewSite, taught: pd.DataFrame, out: Path) -> dict[str, di
     """
     model, home = RecognitionModel(out), set(site.model.card.sites)
     limits, types = model.card.confidence, model.card.types
-    if limits is None or site.pool.empty:
+    if limits is None:
         return {}
     if (drawn := _mix_taught(taught, types)) is None:
         print(

@@ -1,8 +1,7 @@
 """A recogniser's head for the types, fitted anew on the network's own features: what a few labels of a new site can teach it.
 
-The network under the head stays as it is, and so do the characteristics and the embedding. With 20 to 1000 labels of JHU, on a
-network of PBC alone and on patients that are in no test, this named more cells rightly than training the whole network on
-(docs/decisions/012).
+The network under the head stays as it is, and so do the characteristics and the embedding. With 100 labels of JHU, on a
+network of PBC alone, this named more cells rightly than training the whole network on (docs/decisions/012).
 
 Shapes: N cells, C channels of the pooled features, T types, D directions.
 """
