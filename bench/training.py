@@ -31,7 +31,7 @@ from pipelines.training_loop import freeze_batch_norm
 from smearline import frozen_norm, recogniser, settings
 from smearline.recognition import scale_of
 
-ROUNDS, EPOCHS, STEPS = 3, 4, 24
+ROUNDS, EPOCHS, STEPS = 3, 3, 24
 TYPES = tuple(f"type {i}" for i in range(17))
 
 

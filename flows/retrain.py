@@ -140,7 +140,7 @@ def _refuse_uncommitted(space: Workspace, made: list[Path]) -> None:
     """A candidate's commit must say what made it."""
     files = space.git("diff", "HEAD", "--name-only").splitlines()
     new = space.git("ls-files", "--others", "--exclude-standard").splitlines()
-    files += [f for f in new if f.endswith((".py", ".yaml"))]  # a stage may read them
+    files += [f for f in new if f.endswith((".py", ".yaml")) or f.startswith("curves/")]  # a stage may read them
     if dirty := [f for f in files if space.folder / f not in made and not f.endswith(".gitignore")]:
         raise FlowError(
             f"uncommitted changes in {', '.join(dirty)}: commit them, so that the candidate says what made it"

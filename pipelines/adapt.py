@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import calibrate, refit, train_cells
-from pipelines.cells import split_cells
+from pipelines.cells import CURVES, split_cells
 from smearline import confidence, dataset, plain_json, reader, recogniser, settings, splits, vocabulary
 from smearline.errors import DataError, ModelError
 from smearline.recognition import CARD_FILE, SEEN_FILE, RecognitionModel, recognise, scale_of
@@ -192,7 +192,8 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
 
 
 def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None) -> pd.DataFrame:
-    """`adapt` for each budget into `out`/BUDGET, and `out`/adaptation_curve.{csv,html}: what so many labels bring.
+    """`adapt` for each budget into `out`/BUDGET, and `out`/adaptation_curve.{csv,html}: what so many labels bring. The table goes
+    to the evaluation page too.
 
     Cells that one budget chose are not those of a smaller one and some more: labels of all of them are asked for before anything is
     fitted. Raises as `adapt`.
@@ -216,6 +217,8 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     )
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "adaptation_curve.csv", index=False)
+    if CURVES.is_dir():
+        table.to_csv(CURVES / f"adaptation-{out.name}.csv", index=False)
     long = table.melt(["where", "model", "labels"], ["accuracy", "balanced_accuracy"], "figure", "share")
     by = {"color": "figure", "line_dash": "where", "symbol": "model"}
     figure = express.line(long, "labels", "share", markers=True, **by)

@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.graph_objects as plots
 
 from pipelines import training
-from pipelines.cells import in_force, split_cells
+from pipelines.cells import CURVES, in_force, split_cells
 from smearline import plain_json, reader, settings, splits, vocabulary
 from smearline.errors import DataError
 
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 
 def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> Json:
-    """Write `out`/learning_curve.{json,csv,html}; returns what the JSON holds.
+    """Write `out`/learning_curve.{json,csv,html}, and the JSON for the evaluation page too; returns what it holds.
 
     Args:
         shares: of the training patients, each in 0..1.
@@ -67,7 +67,8 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     table.to_csv(out / "learning_curve.csv", index=False)
     told: Json = {"validation_cells": len(watched), "epochs": epochs, "points": rows}
     told["expected"] = {name: expected(table, name) for name in ERRORS}
-    plain_json.write(out / "learning_curve.json", plain_json.plain(told))
+    for folder in [out, *([CURVES] if CURVES.is_dir() else [])]:
+        plain_json.write(folder / "learning_curve.json", plain_json.plain(told))
     (out / "learning_curve.html").write_text(page(table, told), encoding="utf-8")
     return told
 

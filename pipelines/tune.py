@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import yaml
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -26,23 +27,23 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _METRIC = "val_balanced_accuracy"
 
 
-def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    """One overlay of params.yaml."""
-    return {
-        "train": {
-            "lr": trial.suggest_float("lr", 2e-4, 4e-3, log=True),
-            "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.1, log=True),
-            "stain_jitter": trial.suggest_float("stain_jitter", 0.3, 2.0),
-            "balance": trial.suggest_float("balance", 0.2, 0.8),
-        }
-    }
+_SPACE: dict[str, BaseDistribution] = {
+    "lr": FloatDistribution(2e-4, 4e-3, log=True),
+    "weight_decay": FloatDistribution(1e-3, 0.1, log=True),
+    "stain_jitter": FloatDistribution(0.0, 2.0),
+    "balance": FloatDistribution(0.0, 1.0),
+    "mixup": FloatDistribution(0.0, 0.6),
+    "label_smoothing": FloatDistribution(0.0, 0.2),
+}
+"""Of the section `train`."""
 
 
 def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
     """The best overlay, and the study.
 
-    Trials run side by side, `tune.parallel` of them with `tune.workers` each, and are pruned at the median of those before them.
-    A search that was killed goes on: what it was trying is tried again, from its last checkpoint.
+    The first trial is of the parameters in force. Trials run side by side, `tune.parallel` of them with `tune.workers` each,
+    and are pruned at the median of those before them. A search that was killed goes on: what it was trying is tried again,
+    from its last checkpoint.
 
     Raises:
         DataError: there are no validation cells to judge a trial by.
@@ -62,6 +63,8 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=tune.unpruned, n_warmup_steps=1),
     )
     study.set_user_attr("settings", tune.model_dump(mode="json"))
+    if not study.trials:
+        study.enqueue_trial({name: getattr(params.train, name) for name in _SPACE})
     for cut_off in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(cut_off.number, state=TrialState.FAIL)
         study.enqueue_trial(cut_off.params, user_attrs={"again": cut_off.number})
@@ -76,8 +79,8 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
             study.sampler = optuna.samplers.TPESampler(
                 seed=tune.seed + len(study.trials), constant_liar=tune.parallel > 1
             )
-            trial = study.ask()
-            trial.set_user_attr("overlay", suggest(trial))
+            trial = study.ask(_SPACE)
+            trial.set_user_attr("overlay", {"train": trial.params})
             return trial
 
     def work() -> None:

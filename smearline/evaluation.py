@@ -25,6 +25,7 @@ def evaluate(
     keep: set[str] | None = None,
     seed: int = 7,
     num_errors_shown: int = 48,
+    curves: Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Recognise cells and judge the answers; writes predictions.parquet, metrics.json, headline.json,
@@ -35,6 +36,7 @@ def evaluate(
 
     Args:
         keep: judge only these sha256; None for all.
+        curves: a folder that holds learning_curve.json and adaptation-NAME.csv, as far as they were measured, for the page.
 
     Returns:
         The metrics; where no cell may be judged, `not_judged` says why, and there is no page.
@@ -88,6 +90,7 @@ def evaluate(
         blast_from=limits.blast_from if limits else None,
     )
     figures["readers"] = plain_json.plain(score_readers(predictions, dataset.read_labels(directory), seed))
+    figures["curves"] = _curves(curves) if curves else {}
     plain_json.write(out / "metrics.json", figures)
     plain_json.write(out / "headline.json", metrics.headline(figures))
     wrong = _wrong(judged, model.card.types)
@@ -98,6 +101,16 @@ def evaluate(
     errors = _examples(model, directory, wrong, num_errors_shown)
     evaluation_page.render(figures, title="Recogniser: evaluation", examples=errors, out=out / "evaluation.html")
     return figures
+
+
+def _curves(folder: Path) -> dict[str, Any]:
+    """The learning curve as `smearline learning-curve` wrote it, and the rows of each curve of `smearline adapt`, by name."""
+    learning, prefix = folder / "learning_curve.json", "adaptation-"
+    tables = {f.stem.removeprefix(prefix): pd.read_csv(f) for f in sorted(folder.glob(f"{prefix}*.csv"))}
+    return {
+        "learning": plain_json.read(learning) if learning.is_file() else None,
+        "adaptation": {name: plain_json.plain(table.to_dict("records")) for name, table in tables.items()},
+    }
 
 
 def _wrong(judged: pd.DataFrame, trained: Sequence[str]) -> pd.DataFrame:

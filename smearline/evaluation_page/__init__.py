@@ -7,9 +7,11 @@ stands in the templates (autoescaped) beside this module.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -56,6 +58,7 @@ def render(metrics: Json, *, title: str, examples: Sequence[ErrorExample], out: 
     )
     environment.filters |= {f.__name__.strip("_"): f for f in (_count, _percent, _span, _decimal, _name, _listed)}
     environment.globals |= {"children": load().children, "shade": _shade, "top_confusions": _top_confusions}
+    environment.globals |= {"learning_lines": _learning_lines, "adaptation_lines": _adaptation_lines}
     page = environment.get_template("page.html.j2").render(
         m=metrics,
         title=title,
@@ -77,6 +80,38 @@ def _scopes(metrics: Json) -> list[Json]:
     ]
     together = {"title": "All sites", "counts": metrics["counts"]} | {p: metrics[p]["overall"] for p in parts}
     return [together, *sites] if len(sites) > 1 else [together | {"title": sites[0]["title"]}]
+
+
+Line = list[tuple[float, float, str]]
+"""(place across 0..1, share, what stands below) of each point."""
+
+
+def _learning_lines(learning: Json) -> list[Line]:
+    """Share of right names, of all cells and the mean over the types, by the cells trained on: means over the seeds."""
+    shares: dict[float, list[Json]] = {}
+    for point in learning["points"]:
+        shares.setdefault(point["share"], []).append(point)
+    names = ("val_accuracy", "val_balanced_accuracy")
+    return _lines(
+        [{round(fmean(p["cells"] for p in g)): fmean(p[name] for p in g) for g in shares.values()} for name in names]
+    )
+
+
+def _adaptation_lines(rows: list[Json]) -> list[Line]:
+    """Share of right names at the new site and at home, by the labels of the new site."""
+    adapted = [row for row in rows if row["model"] == "adapted"]
+    names = dict.fromkeys(row["where"] for row in adapted)
+    return _lines([{r["labels"]: r["accuracy"] for r in adapted if r["where"] == name} for name in names])
+
+
+def _lines(found: list[dict[int, float]]) -> list[Line]:
+    """Of share by number; the places by the logarithm of 1 and the number."""
+    ends = [math.log1p(end({n for points in found for n in points})) for end in (min, max)]
+    width = max(ends[1] - ends[0], 1e-9)
+    return [
+        [(0.05 + 0.9 * (math.log1p(n) - ends[0]) / width, share, f"{n:,}") for n, share in sorted(points.items())]
+        for points in found
+    ]
 
 
 def _shown_smears(rows: Sequence[Json]) -> list[Json]:

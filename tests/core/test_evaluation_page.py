@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from smearline import plain_json
+from smearline.evaluation import _curves
 from smearline.evaluation_page import ErrorExample, render
 from smearline.metrics import evaluate
 from smearline.vocabulary import load
@@ -59,7 +61,32 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     metrics = evaluate(
         *simulated(), origin="simulated", context={"model": NASTY, "split": "by patient"}, blast_from=0.25
     )
-    out = tmp_path_factory.mktemp("page") / "evaluation.html"
+    folder = tmp_path_factory.mktemp("page")
+    out = folder / "evaluation.html"
+    points = [
+        {
+            "share": s,
+            "seed": n,
+            "cells": round(800 * s) + n,
+            "patients": 9,
+            "val_accuracy": a,
+            "val_balanced_accuracy": a / 2,
+        }
+        for s, n, a in ((0.5, 0, 0.6), (0.5, 1, 0.7), (1, 0, 0.8), (1, 1, 0.9))
+    ]
+    law = {"error_at_times_the_cells": {"2": 0.1, "4": 0.05}}
+    expected = {"val_accuracy": law, "val_balanced_accuracy": None}
+    plain_json.write(folder / "learning_curve.json", {"validation_cells": 77, "points": points, "expected": expected})
+    rows = [
+        ("the new site", "as it was", 0, 0.4),
+        ("the new site", "adapted", 0, 0.5),
+        ("the new site", "adapted", 100, 0.75),
+    ]
+    rows += [("home", "as it was", 0, 0.9), ("home", "adapted", 0, 0.9), ("home", "adapted", 100, 0.895)]
+    columns = ["where", "model", "labels", "accuracy"]
+    table = pd.DataFrame(rows, columns=columns).assign(cells=9, patients=2, balanced_accuracy=0.3)
+    table.to_csv(folder / "adaptation-north.csv", index=False)
+    metrics["curves"] = _curves(folder)
     read_back = json.loads(json.dumps(metrics, allow_nan=False))
     render(read_back, title=f"Recogniser {NASTY}", examples=[EXAMPLE], out=out)
     return out.read_text(encoding="utf-8")
@@ -79,6 +106,19 @@ def test_every_type_section_and_site_is_there(page: str) -> None:
     ):
         assert words in page
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r'id="([^"]+)"', page))
+
+
+@pytest.mark.mission(
+    "the evaluation page shows the curves that were measured in its workspace, and says where none was"
+)
+def test_what_more_data_would_bring(page: str) -> None:
+    assert "Learning curve: 400: 65.0 %, 800: 85.0 %; 400: 32.5 %, 800: 42.5 %" in page.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert "Adaptation, north: 0: 50.0 %, 100: 75.0 %; 0: 90.0 %, 100: 89.5 %" in page.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert "the error does not fall with the cells" in page and "5.0\N{NO-BREAK SPACE}% with 4 times the cells" in page
 
 
 def test_nothing_is_loaded_from_outside(page: str) -> None:
@@ -132,3 +172,4 @@ def test_a_single_real_site_without_smears_blasts_or_characteristics(tmp_path: P
     for words in ("Not patient-independent", "nothing is known about finding blasts", "No characteristic was tested"):
         assert words in page
     assert "Simulated data" not in page
+    assert "No learning curve was measured" in page and "No adaptation was measured" in page

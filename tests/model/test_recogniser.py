@@ -189,9 +189,9 @@ def test_images_and_their_labels_losses_are_mixed_with_the_same_partner():
     images, logits = torch.rand(8, 3, 4, 4), torch.randn(8, 3)
     allowed = torch.eye(3, dtype=torch.bool)[torch.arange(8) % 3]
     none, whole = torch.zeros(8), torch.ones(8)
-    assert torch.equal(augmentation.mix(images, whole), images)
-    assert torch.equal(augmentation.mix(images, none), images[[4, 5, 6, 7, 0, 1, 2, 3]])
-    quarter = augmentation.mix(images, torch.full((8,), 0.25))
+    assert torch.equal(augmentation.mix(images.clone(), whole), images)
+    assert torch.equal(augmentation.mix(images.clone(), none), images[[4, 5, 6, 7, 0, 1, 2, 3]])
+    quarter = augmentation.mix(images.clone(), torch.full((8,), 0.25))
     torch.testing.assert_close(quarter[0], 0.25 * images[0] + 0.75 * images[4])
     for workers in (2, 4):  # whoever takes every k-th image finds the same partners
         for rank in range(workers):

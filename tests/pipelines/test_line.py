@@ -284,7 +284,8 @@ def test_a_search_goes_on_where_it_stood(
     again = [t for t in study.trials if t.user_attrs.get("again") == cut_off.number]
     assert [t.params["lr"] for t in again] == [cut_off.params["lr"]]
     assert study.trials[cut_off.number].state.name == "FAIL"
-    assert set(overlay["train"]) == {"lr", "weight_decay", "stain_jitter", "balance"}
+    assert set(overlay["train"]) == set(tune._SPACE)
+    assert {name: base["train"][name] for name in tune._SPACE} == study.trials[0].params, "first what is in force"
     done = trials[trials["state"] == "complete"]
     best = done.loc[done["val_balanced_accuracy"] == done["val_balanced_accuracy"].max(), "lr"]
     assert any(overlay["train"]["lr"] == pytest.approx(lr) for lr in best)
