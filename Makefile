@@ -46,6 +46,10 @@ real-cross: setup ## train on PBC alone and test on JHU, and the other way round
 	@test -n "$(DATA)" || { echo "say where the data lies: make real-cross DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m flows.lines cross --data "$(DATA)"
 
+real-folds: setup ## five trainings, so that each patient of PBC and JHU is tested once: make real-folds DATA=folder (4 hours on 2 cores)
+	@test -n "$(DATA)" || { echo "say where the data lies: make real-folds DATA=folder (see docs/data.md)"; exit 2; }
+	@$(PY) -m bench.folds --data "$(DATA)"
+
 serve: setup ## start the last bento, without torch, and print curl lines that work: make serve WORKSPACE=.work/demo PORT=3000
 	@$(PY) -m serving.run --workspace $(WORKSPACE) --port $(PORT) --venv .venv-serve
 
@@ -81,4 +85,4 @@ lint: setup ## ruff and mypy
 clean: ## remove the workspaces (their data and models too), not the .venv
 	rm -rf .work
 
-.PHONY: help setup demo real real-full real-cross serve flows drift-ui loop scale figures proof-kill proof-postgres test lint clean
+.PHONY: help setup demo real real-full real-cross real-folds serve flows drift-ui loop scale figures proof-kill proof-postgres test lint clean

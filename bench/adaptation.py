@@ -31,7 +31,7 @@ import yaml
 
 from bench import results
 from bench.ablation import COMMON
-from pipelines import adapt
+from pipelines import adapt, new_site
 from smearline import dataset, settings, vocabulary
 from smearline.metrics import intervals
 from smearline.recognition import RecognitionModel, recognise
@@ -101,7 +101,7 @@ def inner(workspace: Path, test: set[str], budgets: list[int], strengths: list[f
             for strength in strengths:
                 place = Path(temporary) / f"{seed}-{strength:g}"
                 with contextlib.chdir(with_settings(workspace, {"seed": seed, "strength": strength}, place)):
-                    site = adapt._NewSite(Path("models/recogniser"), cells, None, budgets)
+                    site = new_site.NewSite(Path("models/recogniser"), cells, None, budgets)
                     for budget, chosen in site.chosen(budgets, place / "listed.csv").items():
                         report = adapt._adapt(site, budget, chosen, place / f"adapted-{budget}")
                         row: dict[str, Any] = {"seed": seed, "strength": strength, "labels": budget}

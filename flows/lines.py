@@ -68,25 +68,36 @@ def prepare(name: str, recipe: str, product: Path = PRODUCT) -> Workspace:
     return space
 
 
-def from_images(space: Workspace, sets: Sequence[tuple[str, Path, str]]) -> None:
-    """Import these (source, folder, site), make them a version of the data, and retrain."""
-    started = time.monotonic()
+def imported(space: Workspace, sets: Sequence[tuple[str, Path, str]]) -> None:
+    """Import these (source, folder, site), and make them a version of the data."""
     for source, folder, site in sets:
         space.call("smearline.cli", "import", source, str(folder), "--site", site, "--into", "data")
     begun = time.monotonic()
     space.commit("A version of the data", *space.add_data(Path("data")))
     print(f"data versioned in {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def from_images(space: Workspace, sets: Sequence[tuple[str, Path, str]]) -> None:
+    """Import these, and retrain."""
+    started = time.monotonic()
+    imported(space, sets)
     space.call("flows", "retrain")
     _report(space, time.monotonic() - started)
 
 
-def real(data: Path, name: str = "real", recipe: str = "real", only: Sequence[str] = ()) -> None:
-    """The whole line on the real sets below `data`. Raises FlowError where one is missing."""
+def sets_in(data: Path, only: Sequence[str] = ()) -> list[tuple[str, Path, str]]:
+    """The real sets below `data`. Raises FlowError where one is missing."""
     sets = [(source, data / folder, site) for source, folder, site in SETS if not only or site in only]
     if missing := [folder.name for _, folder, _ in sets if not folder.is_dir()]:
         raise FlowError(
             f"{data} has no folder {', '.join(missing)}; docs/data.md says where each set is had and how it is laid out"
         )
+    return sets
+
+
+def real(data: Path, name: str = "real", recipe: str = "real", only: Sequence[str] = ()) -> None:
+    """The whole line on the real sets below `data`."""
+    sets = sets_in(data, only)
     from_images(prepare(name, recipe), sets)
 
 

@@ -23,6 +23,7 @@ class SplitSettings(_Section):
     seed: int
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
+    fold: int = Field(default=0, ge=0)
     train_sites: tuple[str, ...] = ()
     test_only_sites: tuple[str, ...] = ()
     near_duplicate_correlation: float = Field(gt=0.5, lt=1)
@@ -30,6 +31,8 @@ class SplitSettings(_Section):
     def model_post_init(self, _: Any) -> None:
         if self.val + self.test >= 1:
             raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on")
+        if self.fold and not self.fold * self.test < 1 - self.test / 2:
+            raise ValueError(f"with test {self.test} there is no fold {self.fold}; they are counted from 0")
 
 
 class ImageSettings(_Section):

@@ -25,6 +25,7 @@ def assign(
     seed: int,
     val: float,
     test: float,
+    fold: int = 0,
     train_sites: Sequence[str] = (),
     test_only_sites: Sequence[str] = (),
     near_duplicate_correlation: float = duplicates.MIN_CORRELATION,
@@ -36,6 +37,7 @@ def assign(
     Args:
         frame: sha256, site, patient, smear, thumbnail; a row an image.
         val, test: expected shares of the groups.
+        fold: with a test share of 1 / K, each group of a site that is trained on is tested in one of the folds 0 to K - 1.
         train_sites: if not empty, every other site is test alone.
         test_only_sites: sites that are test alone.
         kept: where the near duplicates that are found are kept for the next time.
@@ -55,7 +57,7 @@ def assign(
     component = duplicates.groups(codes.max() + 1, codes[near])[codes]
     rank = np.select([frame["patient"].notna(), frame["smear"].notna()], ["0", "1"], "2")
     group = (rank + keys).groupby(component).transform("min").str[1:]
-    place = _places(group, seed)
+    place = (_places(group, seed) - fold * test) % 1
     split = pd.Series(np.select([place < test, place < test + val], ["test", "val"], "train"), frame.index)
     held_out = frame["site"].isin(test_only_sites) | (bool(train_sites) & ~frame["site"].isin(train_sites))
     # A group with a member at a held-out site is tested as a whole.

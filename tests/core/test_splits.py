@@ -11,7 +11,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from smearline import duplicates, images, splits
+from smearline import duplicates, images, settings, splits
 from smearline.errors import DataError
 
 
@@ -71,6 +71,17 @@ def test_no_patient_straddles_and_the_shares_are_as_asked():
     assert shares["val"] == pytest.approx(0.15, abs=0.04)
     other = splits.assign(frame, seed=2, val=0.15, test=0.2)
     assert (found["split"] != other["split"]).mean() > 0.2
+
+
+@pytest.mark.mission("five folds test every patient once")
+def test_in_all_folds_together_each_group_is_tested_once():
+    frame = cells(1000, 100)
+    folds = [splits.assign(frame, seed=1, val=0.15, test=0.2, fold=k) for k in range(5)]
+    tested = np.stack([found["split"] == "test" for found in folds])
+    assert (tested.sum(axis=0) == 1).all() and tested.any(axis=1).all()
+    assert folds[0].equals(splits.assign(frame, seed=1, val=0.15, test=0.2))
+    with pytest.raises(ValueError, match="there is no fold 5"):
+        settings.SplitSettings(seed=1, val=0.15, test=0.2, fold=5, near_duplicate_correlation=0.9)
 
 
 def test_near_duplicates_draw_their_patients_together():

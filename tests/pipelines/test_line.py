@@ -24,7 +24,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from flows.workspace import environment
-from pipelines import adapt, calibrate, learning_curve, training, tune
+from pipelines import adapt, calibrate, learning_curve, new_site, training, tune
 from smearline import (
     confidence,
     dataset,
@@ -382,7 +382,7 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     recogniser.save_weights(other, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="not the weights of"):
         adapt.adapt(Path("models/recogniser"), cells, 0, tmp_path / "again", tmp_path / "other.safetensors")
-    few = adapt._NewSite(Path("models/recogniser"), cells, None, [0])
+    few = new_site.NewSite(Path("models/recogniser"), cells, None, [0])
     few.candidates = set(sorted(few.candidates)[: confidence.LEAST_OF_SITE - 1])
     with pytest.raises(DataError, match="no mix of types can be estimated"):
         few.refuse_mix_alone()
@@ -437,7 +437,7 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
         report = {"before": {"cells": 9, "accuracy": 0.4, "balanced_accuracy": 0.4}, "after": there}
         return {"labelled": len(chosen), "new_site": report, "home_validation_cells": {"before": home, "after": home}}
 
-    monkeypatch.setattr(adapt, "_NewSite", Site)
+    monkeypatch.setattr(adapt, "NewSite", Site)
     monkeypatch.setattr(adapt, "_adapt", made)
     table = adapt.curve(Path("m"), Path("c"), [100, 0, 20], tmp_path / "out")
     there = table[table["where"] == "the new site"]
@@ -465,12 +465,12 @@ def test_what_is_chosen_is_spread_over_what_is_seen_and_no_cell_is_chosen_twice(
     random = np.random.default_rng(0)
     spots = np.repeat(np.arange(5), [400, 100, 20, 5, 1])
     vectors = (np.eye(5, 8)[spots] * 50 + random.normal(0, 1, (len(spots), 8))).astype(np.float32)
-    picked = adapt.choose(vectors, 31, seed=1)
-    assert len(set(picked)) == 31 and picked == adapt.choose(vectors, 31, seed=1)
+    picked = new_site.choose(vectors, 31, seed=1)
+    assert len(set(picked)) == 31 and picked == new_site.choose(vectors, 31, seed=1)
     assert set(spots[picked]) == {0, 1, 2, 3, 4}, "what is rare is not left out"
-    assert picked == adapt.choose(vectors * random.uniform(0.5, 2, (len(spots), 1)).astype(np.float32), 31, seed=1)
-    assert adapt.choose(vectors, 9999, seed=1) == list(range(len(vectors)))
-    assert len(set(adapt.choose(np.ones((9, 3), np.float32), 4, seed=1))) == 4
+    assert picked == new_site.choose(vectors * random.uniform(0.5, 2, (len(spots), 1)).astype(np.float32), 31, seed=1)
+    assert new_site.choose(vectors, 9999, seed=1) == list(range(len(vectors)))
+    assert len(set(new_site.choose(np.ones((9, 3), np.float32), 4, seed=1))) == 4
 
 
 @pytest.mark.mission("a learning curve says what more data would bring, and nothing where the error does not fall")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipelines import adapt, refit
+from pipelines import new_site, refit
 from smearline import recogniser
 
 
@@ -61,5 +61,5 @@ def test_a_label_of_a_parent_teaches_the_head_what_it_says_and_no_more():
 
 def test_what_a_head_was_taught_is_not_said_where_parents_hide_it():
     taught = pd.DataFrame({"true_type": ["BASO", "EOS", "NEUT"], "weight": [3.0, 1.0, 0.1]})
-    np.testing.assert_allclose(adapt._mix_taught(taught, ("BASO", "EOS")), [0.75, 0.25])
-    assert adapt._mix_taught(taught.assign(weight=[3.0, 1.0, 1.0]), ("BASO", "EOS")) is None
+    np.testing.assert_allclose(new_site.mix_taught(taught, ("BASO", "EOS")), [0.75, 0.25])
+    assert new_site.mix_taught(taught.assign(weight=[3.0, 1.0, 1.0]), ("BASO", "EOS")) is None
