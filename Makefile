@@ -46,7 +46,7 @@ real-cross: setup ## train on PBC alone and test on JHU, and the other way round
 	@test -n "$(DATA)" || { echo "say where the data lies: make real-cross DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m flows.lines cross --data "$(DATA)"
 
-real-folds: setup ## five trainings, so that each patient of PBC and JHU is tested once: make real-folds DATA=folder (4 hours on 2 cores)
+real-folds: setup ## five trainings, so that each patient of JHU and each cell of PBC is tested once: make real-folds DATA=folder
 	@test -n "$(DATA)" || { echo "say where the data lies: make real-folds DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m bench.folds --data "$(DATA)"
 

@@ -4,7 +4,7 @@
 
 home: trained on the training cells of both sites, judged on the validation cells. away: trained on PBC's, judged on JHU's training
 and validation patients over the ten types that both have. No test cell is looked at. Two trainings go side by side, of one worker
-each. A row is written as soon as it is known and is not made again (delete bench/results/ablation.json to begin anew). Result:
+each. A row is written as soon as it is known, and is not made again while recipe and data are the same; rows of others go. Result:
 bench/results/ablation.json.
 """
 
@@ -110,7 +110,7 @@ def figures(
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """By task: of each change the mean of every figure over its seeds; and its difference from the recipe over the seeds that both
     have, with the standard error of that mean of paired differences."""
-    table = pd.DataFrame(rows).set_index(["task", "change", "seed"]).drop(columns="minutes")
+    table = pd.DataFrame(rows).set_index(["task", "change", "seed"]).drop(columns=["minutes", "commit"]).sort_index()
     means: dict[str, Any] = {}
     gains: dict[str, Any] = {}
     for (task, change), part in table.groupby(["task", "change"]):
@@ -145,8 +145,10 @@ def main() -> None:
     shown = frame[frame["split"].isin(["train", "val"])].reset_index(drop=True)
     raw = settings.overlaid(settings.load(workspace / "params.yaml").model_dump(mode="json"), QUARTER)
     file = results.RESULTS / "ablation.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    lock = threading.Lock()
+    base = f"{training.digest_of(settings.check(raw, 'ablation'))}, {dataset.digest(shown)}"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    rows = before["rows"] if before.get("recipe_and_data") == base else []
+    commit, lock = results.provenance(None)["commit"], threading.Lock()
 
     def row(seed: int, name: str) -> None:
         over = settings.overlaid(CHANGES[name], {"train": {"seed": seed}})
@@ -157,8 +159,11 @@ def main() -> None:
         types = reader.trainable(shown[shown["split"] == "train"])[0]
         found = figures(given.task, trained.state, types, judged, params)
         with lock:
-            rows.append({"task": given.task, "change": name, "seed": seed, "minutes": minutes} | found)
-            results.write("ablation", {"quarter": QUARTER} | summary(rows) | {"rows": rows}, workspace / "data")
+            rows.append(
+                {"task": given.task, "change": name, "seed": seed, "commit": commit, "minutes": minutes} | found
+            )
+            told = {"quarter": QUARTER, "recipe_and_data": base} | summary(rows) | {"rows": rows}
+            results.write("ablation", told, workspace / "data")
 
     torch.set_num_threads(1)
     known = {(r["task"], r["change"], r["seed"]) for r in rows}
@@ -171,8 +176,12 @@ def main() -> None:
         training.start_ray(SIDE_BY_SIDE, 1)
         wanted = [(seed, name) for seed in range(given.seeds) for name in given.only]
         left = [pool.submit(row, *one) for one in wanted if (given.task, one[1], one[0]) not in known]
-        for one in left:
-            one.result()
+        try:
+            for one in left:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

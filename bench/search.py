@@ -1,8 +1,8 @@
-"""The search that the defaults of params.yaml come from: the stage tune on the real sets, at small pictures.
+"""A search on the real sets, kept as data: the stage tune, at small pictures.
 
     python -m bench.search .work/real-full [--trials 14] [--epochs 4]
 
-Judged on the validation cells; no test cell is looked at. The first trial is of the parameters in force. Killed, it goes on. A
+Judged on the validation cells; no test cell is looked at. The first trial is of the recipe. Killed, it goes on. A
 short search favours what learns fast: what it finds is tried in the ablation before it becomes a default. Result:
 bench/results/search.json, and Optuna's plots in the workspace (tune/search-bench.html).
 """
@@ -32,6 +32,7 @@ def main() -> None:
         }
         raw = settings.load().model_dump(mode="json")
         params = settings.check(settings.overlaid(raw, over), "bench")
+        Path("tune").mkdir(exist_ok=True)
         best, study = tune.search(params)
         Path("tune/search-bench.html").write_text(tune.page(study), encoding="utf-8")
     told = {

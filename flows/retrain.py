@@ -139,7 +139,7 @@ def refuse_unversioned(repo: Repo) -> None:
 def _refuse_uncommitted(space: Workspace, made: list[Path]) -> None:
     """A candidate's commit must say what made it."""
     files = space.git("diff", "HEAD", "--name-only").splitlines()
-    new = space.git("ls-files", "--others", "--exclude-standard").splitlines()
+    new = space.git("-c", "core.quotePath=false", "ls-files", "--others", "--exclude-standard").splitlines()
     files += [f for f in new if f.endswith((".py", ".yaml")) or f.startswith("curves/")]  # a stage may read them
     if dirty := [f for f in files if space.folder / f not in made and not f.endswith(".gitignore")]:
         raise FlowError(

@@ -19,7 +19,7 @@ import plotly.graph_objects as plots
 
 from pipelines import training
 from pipelines.cells import CURVES, in_force, split_cells
-from smearline import plain_json, reader, settings, splits, vocabulary
+from smearline import curves, dataset, reader, settings, splits, vocabulary
 from smearline.errors import DataError
 
 FURTHER = (2, 4)
@@ -67,8 +67,10 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     table.to_csv(out / "learning_curve.csv", index=False)
     told: Json = {"validation_cells": len(watched), "epochs": epochs, "points": rows}
     told["expected"] = {name: expected(table, name) for name in ERRORS}
-    for folder in [out, *([CURVES] if CURVES.is_dir() else [])]:
-        plain_json.write(folder / "learning_curve.json", plain_json.plain(told))
+    told["data_digest"] = dataset.digest(frame[frame["split"] == "train"])
+    for folder in (out, CURVES):
+        left = curves.leave(folder, curves.LEARNING, curves.Learning, **told)
+    print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
     (out / "learning_curve.html").write_text(page(table, told), encoding="utf-8")
     return told
 

@@ -133,6 +133,8 @@ def start_ray(workers: int, threads: int) -> None:
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         "OMP_NUM_THREADS": str(threads),
         # glibc keeps what large tensors leave and does not ask the kernel for fresh pages at every layer (docs/decisions/004).
+        # One arena: another thread's ends at 64 MiB, beyond which the thresholds mean nothing, and training is not the main one.
+        "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(2**32),
         "MALLOC_TRIM_THRESHOLD_": str(2**34),
         "RAY_USAGE_STATS_ENABLED": "0",

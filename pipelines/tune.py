@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import yaml
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -27,7 +27,7 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _METRIC = "val_balanced_accuracy"
 
 
-_SPACE: dict[str, BaseDistribution] = {
+_SPACE = {
     "lr": FloatDistribution(2e-4, 4e-3, log=True),
     "weight_decay": FloatDistribution(1e-3, 0.1, log=True),
     "stain_jitter": FloatDistribution(0.0, 2.0),
@@ -41,13 +41,17 @@ _SPACE: dict[str, BaseDistribution] = {
 def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
     """The best overlay, and the study.
 
-    The first trial is of the parameters in force. Trials run side by side, `tune.parallel` of them with `tune.workers` each,
-    and are pruned at the median of those before them. A search that was killed goes on: what it was trying is tried again,
-    from its last checkpoint.
+    The first trial is of params.yaml itself, as far as its values lie in the space. Trials run side by side, `tune.parallel` of
+    them with `tune.workers` each, and are pruned at the median of those before them. A search that was killed goes on: what it
+    was trying is tried again, from its last checkpoint.
 
     Raises:
         DataError: there are no validation cells to judge a trial by.
+        SettingsError: batch_size cannot be cut in pairs, which a trial with mixup needs.
     """
+    for workers in (params.tune.workers, params.train.workers):
+        raw = params.model_dump(mode="json")
+        settings.check(settings.overlaid(raw, {"train": {"workers": workers, "mixup": 0.1}}), "a search tries mixup")
     frame, tune = split_cells(params), params.tune
     if frame.loc[frame["split"] == "val", "true_type"].isna().all():
         raise DataError("a search is judged on validation cells, and none is labelled: give split.val more than 0")
@@ -64,10 +68,12 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
     )
     study.set_user_attr("settings", tune.model_dump(mode="json"))
     if not study.trials:
-        study.enqueue_trial({name: getattr(params.train, name) for name in _SPACE})
+        now = {name: (getattr(params.train, name), space) for name, space in _SPACE.items()}
+        study.enqueue_trial({name: value for name, (value, space) in now.items() if space.low <= value <= space.high})
     for cut_off in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(cut_off.number, state=TrialState.FAIL)
-        study.enqueue_trial(cut_off.params, user_attrs={"again": cut_off.number})
+        asked = cut_off.system_attrs.get("fixed_params", {}) | cut_off.params
+        study.enqueue_trial(asked, user_attrs={"again": cut_off.number})
     lock = threading.Lock()
 
     def next_trial() -> optuna.Trial | None:
@@ -79,7 +85,7 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
             study.sampler = optuna.samplers.TPESampler(
                 seed=tune.seed + len(study.trials), constant_liar=tune.parallel > 1
             )
-            trial = study.ask(_SPACE)
+            trial = study.ask({**_SPACE})
             trial.set_user_attr("overlay", {"train": trial.params})
             return trial
 

@@ -56,7 +56,7 @@ def augment(images_BHWC: Tensor, draws: Draws, out_px: int, margin: float, stain
         stain_jitter: strength of the change of colour in optical density; 0 leaves it, 1 changes each channel's density
             by up to about 40 %.
     """
-    images = images_BHWC.permute(0, 3, 1, 2).float().div_(255.0)
+    images = images_BHWC.permute(0, 3, 1, 2).to(torch.float32, copy=True).div_(255.0)
     images = _turn(images, draws.uniform[:, 10:15], out_px, margin)
     images = _stain(images, draws, stain_jitter)
     return _blur(images, draws.uniform[:, 9]).clamp_(0.0, 1.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from smearline import dataset, evaluation_page, images, metrics, occlusion, plain_json, vocabulary
+from smearline.curves import read as read_curves
 from smearline.metrics.readers import score_readers
 from smearline.recognition import RecognitionModel, recognise, scale_of
 
@@ -36,14 +37,15 @@ def evaluate(
 
     Args:
         keep: judge only these sha256; None for all.
-        curves: a folder that holds learning_curve.json and adaptation-NAME.csv, as far as they were measured, for the page.
+        curves: a folder of curves that were measured beside the pipeline, for the page (smearline/curves.py).
 
     Returns:
         The metrics; where no cell may be judged, `not_judged` says why, and there is no page.
 
     Raises:
-        DataError: there is no cell.
+        DataError: there is no cell, or a curve cannot be read.
     """
+    measured = read_curves(curves) if curves else None
     predictions, _ = recognise(model, directory, keep=keep, progress=progress)
     labelled = dataset.labelled_index(directory).set_index("sha256").loc[predictions["sha256"]].reset_index()
     predictions.insert(4, "true_type", labelled["true_type"].astype("string"))
@@ -90,7 +92,7 @@ def evaluate(
         blast_from=limits.blast_from if limits else None,
     )
     figures["readers"] = plain_json.plain(score_readers(predictions, dataset.read_labels(directory), seed))
-    figures["curves"] = _curves(curves) if curves else {}
+    figures["curves"] = measured
     plain_json.write(out / "metrics.json", figures)
     plain_json.write(out / "headline.json", metrics.headline(figures))
     wrong = _wrong(judged, model.card.types)
@@ -101,16 +103,6 @@ def evaluate(
     errors = _examples(model, directory, wrong, num_errors_shown)
     evaluation_page.render(figures, title="Recogniser: evaluation", examples=errors, out=out / "evaluation.html")
     return figures
-
-
-def _curves(folder: Path) -> dict[str, Any]:
-    """The learning curve as `smearline learning-curve` wrote it, and the rows of each curve of `smearline adapt`, by name."""
-    learning, prefix = folder / "learning_curve.json", "adaptation-"
-    tables = {f.stem.removeprefix(prefix): pd.read_csv(f) for f in sorted(folder.glob(f"{prefix}*.csv"))}
-    return {
-        "learning": plain_json.read(learning) if learning.is_file() else None,
-        "adaptation": {name: plain_json.plain(table.to_dict("records")) for name, table in tables.items()},
-    }
 
 
 def _wrong(judged: pd.DataFrame, trained: Sequence[str]) -> pd.DataFrame:

@@ -31,8 +31,9 @@ class SplitSettings(_Section):
     def model_post_init(self, _: Any) -> None:
         if self.val + self.test >= 1:
             raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on")
-        if self.fold and not self.fold * self.test < 1 - self.test / 2:
-            raise ValueError(f"with test {self.test} there is no fold {self.fold}; they are counted from 0")
+        folds = round(1 / self.test) if self.test else 1
+        if self.fold and (self.fold >= folds or abs(folds * self.test - 1) > 1e-6):
+            raise ValueError(f"fold {self.fold}: folds are 0 to K - 1 with test 1 / K, and test is {self.test}")
 
 
 class ImageSettings(_Section):

@@ -37,7 +37,7 @@ def assign(
     Args:
         frame: sha256, site, patient, smear, thumbnail; a row an image.
         val, test: expected shares of the groups.
-        fold: with a test share of 1 / K, each group of a site that is trained on is tested in one of the folds 0 to K - 1.
+        fold: with a test share of 1 / K, each group that touches no held-out site is tested in one of the folds 0 to K - 1.
         train_sites: if not empty, every other site is test alone.
         test_only_sites: sites that are test alone.
         kept: where the near duplicates that are found are kept for the next time.

@@ -86,10 +86,10 @@ Line = list[tuple[float, float, str]]
 """(place across 0..1, share, what stands below) of each point."""
 
 
-def _learning_lines(learning: Json) -> list[Line]:
+def _learning_lines(points: Sequence[Json]) -> list[Line]:
     """Share of right names, of all cells and the mean over the types, by the cells trained on: means over the seeds."""
     shares: dict[float, list[Json]] = {}
-    for point in learning["points"]:
+    for point in points:
         shares.setdefault(point["share"], []).append(point)
     names = ("val_accuracy", "val_balanced_accuracy")
     return _lines(
@@ -97,11 +97,12 @@ def _learning_lines(learning: Json) -> list[Line]:
     )
 
 
-def _adaptation_lines(rows: list[Json]) -> list[Line]:
-    """Share of right names at the new site and at home, by the labels of the new site."""
+def _adaptation_lines(rows: Sequence[Json]) -> list[Line]:
+    """Share of right names at the new site and at home (empty where none was judged), by the labels of the new site."""
     adapted = [row for row in rows if row["model"] == "adapted"]
-    names = dict.fromkeys(row["where"] for row in adapted)
-    return _lines([{r["labels"]: r["accuracy"] for r in adapted if r["where"] == name} for name in names])
+    return _lines(
+        [{r["labels"]: r["accuracy"] for r in adapted if r["where"] == name} for name in ("the new site", "home")]
+    )
 
 
 def _lines(found: list[dict[int, float]]) -> list[Line]:

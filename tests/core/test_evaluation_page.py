@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smearline import plain_json
-from smearline.evaluation import _curves
+from smearline import curves
+from smearline.errors import DataError
 from smearline.evaluation_page import ErrorExample, render
 from smearline.metrics import evaluate
 from smearline.vocabulary import load
@@ -56,37 +56,46 @@ def simulated(num_cells: int = 3000, seed: int = 0) -> tuple[pd.DataFrame, pd.Da
     return pd.concat([frame, pd.DataFrame(chances, columns=[f"p_{t}" for t in types])], axis=1), pd.concat(truth)
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    metrics = evaluate(
-        *simulated(), origin="simulated", context={"model": NASTY, "split": "by patient"}, blast_from=0.25
-    )
-    folder = tmp_path_factory.mktemp("page")
-    out = folder / "evaluation.html"
+def measured(folder: Path) -> Path:
+    """A folder with a learning curve, and two adaptations: one as it should be, one whose new site has no cell that judges."""
     points = [
         {
             "share": s,
             "seed": n,
-            "cells": round(800 * s) + n,
+            "cells": round(800 * s),
             "patients": 9,
             "val_accuracy": a,
             "val_balanced_accuracy": a / 2,
         }
         for s, n, a in ((0.5, 0, 0.6), (0.5, 1, 0.7), (1, 0, 0.8), (1, 1, 0.9))
     ]
-    law = {"error_at_times_the_cells": {"2": 0.1, "4": 0.05}}
-    expected = {"val_accuracy": law, "val_balanced_accuracy": None}
-    plain_json.write(folder / "learning_curve.json", {"validation_cells": 77, "points": points, "expected": expected})
-    rows = [
+    law = {"exponent": 0.5, "factor": 1.0, "largest_miss": 0.0, "error_at_times_the_cells": {"2": 0.1, "4": 0.05}}
+    told = {"validation_cells": 77, "epochs": 4, "expected": {"val_accuracy": law, "val_balanced_accuracy": None}}
+    curves.leave(folder, curves.LEARNING, curves.Learning, data_digest="d", points=points, **told)
+    home = [("home", "as it was", 0, 0.9), ("home", "adapted", 0, 0.9), ("home", "adapted", 100, 0.895)]
+    there = [
         ("the new site", "as it was", 0, 0.4),
         ("the new site", "adapted", 0, 0.5),
         ("the new site", "adapted", 100, 0.75),
     ]
-    rows += [("home", "as it was", 0, 0.9), ("home", "adapted", 0, 0.9), ("home", "adapted", 100, 0.895)]
-    columns = ["where", "model", "labels", "accuracy"]
-    table = pd.DataFrame(rows, columns=columns).assign(cells=9, patients=2, balanced_accuracy=0.3)
-    table.to_csv(folder / "adaptation-north.csv", index=False)
-    metrics["curves"] = _curves(folder)
+    for name, rows in (("north", there + home), ("south", home)):
+        made = [dict(zip(("where", "model", "labels", "accuracy"), row, strict=True)) for row in rows]
+        made = [row | {"cells": 9, "patients": 2, "balanced_accuracy": 0.3} for row in made]
+        curves.leave(folder, name, curves.Adaptation, data_digest="another", rows=made)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    metrics = evaluate(
+        *simulated(),
+        origin="simulated",
+        context={"model": {"name": NASTY, "data_digest": "d"}, "split": "by patient"},
+        blast_from=0.25,
+    )
+    folder = tmp_path_factory.mktemp("page")
+    out = folder / "evaluation.html"
+    metrics["curves"] = curves.read(measured(folder))
     read_back = json.loads(json.dumps(metrics, allow_nan=False))
     render(read_back, title=f"Recogniser {NASTY}", examples=[EXAMPLE], out=out)
     return out.read_text(encoding="utf-8")
@@ -112,13 +121,25 @@ def test_every_type_section_and_site_is_there(page: str) -> None:
     "the evaluation page shows the curves that were measured in its workspace, and says where none was"
 )
 def test_what_more_data_would_bring(page: str) -> None:
-    assert "Learning curve: 400: 65.0 %, 800: 85.0 %; 400: 32.5 %, 800: 42.5 %" in page.replace(
-        "\N{NO-BREAK SPACE}", " "
-    )
-    assert "Adaptation, north: 0: 50.0 %, 100: 75.0 %; 0: 90.0 %, 100: 89.5 %" in page.replace(
-        "\N{NO-BREAK SPACE}", " "
-    )
-    assert "the error does not fall with the cells" in page and "5.0\N{NO-BREAK SPACE}% with 4 times the cells" in page
+    said = page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Learning curve: 400: 65.0 %, 800: 85.0 %; 400: 32.5 %, 800: 42.5 %" in said
+    assert "Adaptation, north: 0: 50.0 %, 100: 75.0 %; 0: 90.0 %, 100: 89.5 %" in said
+    assert "the error does not fall with the cells" in said and "5.0 % with 4 times the cells" in said
+    assert "Filled: cells of the new site" in said and "No labelled cell of the new site judges; open: home" in said
+    assert said.count("Measured with other training cells") == 2, "the learning curve is of this model's"
+
+
+def test_a_curve_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert curves.read(tmp_path) == {"learning": None, "adaptation": {}}
+    for name in ("learning_curve.json", "adaptation-north.json"):
+        for text in ('{"points": [', "[]", '{"data_digest": "d", "rows": [], "points": []}', '{"data_digest": null}'):
+            (tmp_path / name).write_text(text, encoding="utf-8")
+            with pytest.raises(
+                DataError, match=rf"{name} is no curve of this version .*: measure it again, or remove it"
+            ):
+                curves.read(tmp_path)
+        (tmp_path / name).unlink()
+    assert list(curves.read(measured(tmp_path))["adaptation"]) == ["north", "south"]
 
 
 def test_nothing_is_loaded_from_outside(page: str) -> None:
@@ -172,4 +193,7 @@ def test_a_single_real_site_without_smears_blasts_or_characteristics(tmp_path: P
     for words in ("Not patient-independent", "nothing is known about finding blasts", "No characteristic was tested"):
         assert words in page
     assert "Simulated data" not in page
+    assert "What more data would bring" not in page, "nobody asked"
+    render(metrics | {"curves": curves.read(tmp_path)}, title="Recogniser", examples=[], out=out)
+    page = out.read_text(encoding="utf-8")
     assert "No learning curve was measured" in page and "No adaptation was measured" in page

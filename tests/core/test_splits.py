@@ -80,8 +80,10 @@ def test_in_all_folds_together_each_group_is_tested_once():
     tested = np.stack([found["split"] == "test" for found in folds])
     assert (tested.sum(axis=0) == 1).all() and tested.any(axis=1).all()
     assert folds[0].equals(splits.assign(frame, seed=1, val=0.15, test=0.2))
-    with pytest.raises(ValueError, match="there is no fold 5"):
-        settings.SplitSettings(seed=1, val=0.15, test=0.2, fold=5, near_duplicate_correlation=0.9)
+    for test, fold in ((0.2, 5), (0.15, 1), (0.3, 1), (0.0, 1)):
+        with pytest.raises(ValueError, match=f"fold {fold}: folds are 0 to K - 1"):
+            settings.SplitSettings(seed=1, val=0.1, test=test, fold=fold, near_duplicate_correlation=0.9)
+    assert settings.SplitSettings(seed=1, val=0.1, test=0.25, fold=3, near_duplicate_correlation=0.9).fold == 3
 
 
 def test_near_duplicates_draw_their_patients_together():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -27,6 +28,7 @@ from flows.workspace import environment
 from pipelines import adapt, calibrate, learning_curve, new_site, training, tune
 from smearline import (
     confidence,
+    curves,
     dataset,
     importing,
     recogniser,
@@ -422,7 +424,10 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
 
 @pytest.mark.mission("what so many labels of a new site bring is shown as a curve")
 def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
     class Site:
+        model = SimpleNamespace(card=SimpleNamespace(data_digest="d"))
         predictions = pd.DataFrame()
 
         def __init__(self, *_: object) -> None: ...
@@ -433,8 +438,11 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
 
     def made(_: object, budget: int, chosen: pd.DataFrame, out: Path) -> dict:
         """A report whose figures hang on the budget alone."""
-        there, home = ({"cells": 9, "accuracy": a, "balanced_accuracy": a} for a in (0.5 + len(chosen) / 1000, 0.9))
-        report = {"before": {"cells": 9, "accuracy": 0.4, "balanced_accuracy": 0.4}, "after": there}
+        before, there, home = (
+            {"cells": 9, "patients": 2, "accuracy": a, "balanced_accuracy": a, "named": 1.0}
+            for a in (0.4, 0.5 + len(chosen) / 1000, 0.9)
+        )
+        report = {"before": before, "after": there}
         return {"labelled": len(chosen), "new_site": report, "home_validation_cells": {"before": home, "after": home}}
 
     monkeypatch.setattr(adapt, "NewSite", Site)
@@ -444,6 +452,7 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
     assert there["model"].tolist() == ["as it was", "adapted", "adapted", "adapted"]
     assert there["labels"].tolist() == [0, 0, 20, 100] and there["accuracy"].tolist() == [0.4, 0.5, 0.52, 0.6]
     assert "<script src=" not in (tmp_path / "out" / "adaptation_curve.html").read_text(encoding="utf-8")
+    assert curves.read(Path("curves"))["adaptation"]["out"]["rows"] == table.to_dict("records")
 
 
 @pytest.mark.mission("probabilities go from the mix that was drawn towards the site's own")
@@ -482,6 +491,9 @@ def test_a_learning_curve(workspace: Path, tmp_path: Path):
     assert 0 < part["cells"] < whole["cells"] and 0 < part["patients"] < whole["patients"]
     split = pd.read_parquet(workspace / "splits.parquet")["split"]
     assert whole["cells"] == (split == "train").sum() and told["validation_cells"] == (split == "val").sum()
+    left = workspace / "curves" / "learning_curve.json"
+    assert json.loads(left.read_text(encoding="utf-8")) == told
+    left.unlink()  # of a workspace that other tests use
     page = (tmp_path / "curve" / "learning_curve.html").read_text(encoding="utf-8")
     assert "<script src=" not in page and "all cells: wrong" in page and "all cells: wrong" in said
 
