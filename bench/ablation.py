@@ -48,6 +48,16 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "no small pictures first": {"train": {"epochs": 4, "small_epochs": 0}},
     "small pictures alone": {"image": {"size_px": 96}, "train": {"epochs": 9, "small_epochs": 0}},
     "a field of 20 um": {"image": {"field_um": 20.0}},
+    "what a search found": {  # the best trial of bench/results/search.json
+        "train": {
+            "lr": 3.17e-4,
+            "weight_decay": 0.0302,
+            "stain_jitter": 0.527,
+            "balance": 0.534,
+            "mixup": 0.0087,
+            "label_smoothing": 0.184,
+        }
+    },
 }
 COMMON = ("NEUT_SEG", "NEUT_BAND", "METAMYELO", "MYELO", "PROMYELO", "LYMPH", "MONO", "EOS", "BASO", "NRBC")
 
