@@ -34,12 +34,12 @@ def main() -> None:
         params = settings.check(settings.overlaid(raw, over), "bench")
         Path("tune").mkdir(exist_ok=True)
         best, study = tune.search(params)
+        told = {
+            "over_the_recipe": over,
+            "best": {"number": study.best_trial.number, "value": study.best_value, **best["train"]},
+            "trials": plain_json.plain(tune.table(study).to_dict("records")),
+        }
         Path("tune/search-bench.html").write_text(tune.page(study), encoding="utf-8")
-    told = {
-        "over_the_recipe": over,
-        "best": {"number": study.best_trial.number, "value": study.best_value, **best["train"]},
-        "trials": plain_json.plain(tune.table(study).to_dict("records")),
-    }
     results.write("search", told, given.workspace / "data")
 
 
