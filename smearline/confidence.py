@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from scipy.special import softmax
 
 LEAST_OF_SITE = 50
 LEAST_OF_TYPE = 5
@@ -201,7 +202,7 @@ def unlabelled_offsets(
         temperature: that of the site's answers (`temperatures`).
     """
     logs = np.log(np.maximum(types_NT.astype(float), 1e-12))
-    mix = mix_of(_softmax(logs / temperature), drawn_T)
+    mix = mix_of(softmax(logs / temperature, axis=1), drawn_T)
     moved = offsets_for(types, np.maximum(mix, 1e-6), drawn_T, part, most)
     return tuple(round(temperature * v, 6) for v in moved), mix
 
@@ -223,19 +224,14 @@ def _calibrated(
     none, other = (0.0,) * types_NT.shape[1], temperatures.get(ELSEWHERE, 1.0)
     moved = np.log(np.maximum(types_NT.astype(float), 1e-12))
     moved = moved + np.array([offsets.get(s, none) for s in sites]).reshape(types_NT.shape)
-    return _softmax(moved / np.array([temperatures.get(s, other) for s in sites])[:, None])
-
-
-def _softmax(logs: Floats) -> Floats:
-    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
-    found: Floats = odds / odds.sum(axis=1, keepdims=True)
+    found: Floats = softmax(moved / np.array([temperatures.get(s, other) for s in sites])[:, None], axis=1)
     return found
 
 
 def _temperature(types_NT: Floats, allowed_NT: Bools) -> float:
     grid = np.exp(np.linspace(np.log(0.3), np.log(3.0), 60))
     logs = np.log(np.maximum(types_NT, 1e-12))
-    loss = [-np.log(np.maximum((_softmax(logs / t) * allowed_NT).sum(axis=1), 1e-12)).mean() for t in grid]
+    loss = [-np.log(np.maximum((softmax(logs / t, axis=1) * allowed_NT).sum(axis=1), 1e-12)).mean() for t in grid]
     return round(float(grid[int(np.argmin(loss))]), 6)
 
 

@@ -35,11 +35,7 @@ class Site(BaseModel, frozen=True, extra="forbid"):
     """'private': patient and smear become HMACs under the laboratory's own key. 'public': the identifiers are
     published pseudonyms already, and a fixed key keeps them the same on every machine."""
     cbc_units: dict[str, str] = Field(default_factory=dict)
-    reference_limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Analyte to the laboratory's own (low, high); empty means that none were given, and none are made up."""
     retention_days: int | None = Field(default=None, ge=1)
-    blast_equivalents: tuple[str, ...] = ()
-    """Source classes that this laboratory signs as blasts, such as promonocytes."""
     simulation: dict[str, Any] | None = None
     """What the simulator needs to draw this site; only for simulated sites."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smearline.metrics.intervals import bootstrap_counts, proportion
+from smearline.metrics.intervals import share
 from smearline.vocabulary import load
 
 
@@ -56,10 +56,7 @@ def score_readers(predictions: pd.DataFrame, labels: pd.DataFrame, seed: int) ->
             seconds = [set(words.children(label)) for label in part["second"]]
             hits["readers_agree"] = [bool(a & b) for a, b in zip(firsts, seconds, strict=True)]
             hits["model_agrees_with_second"] = [s in second for s, second in zip(said, seconds, strict=True)]
-        shares = {}
-        for name, hit in hits.items():
-            counts = bootstrap_counts(clusters, np.asarray(hit, int)[:, None], 2, rng)
-            shares[name] = proportion(counts[:, 1], counts.sum(axis=1))
+        shares = {name: share(hit, clusters, rng) for name, hit in hits.items()}
         about = {"site": site, "reading": reading, "cells": len(part), "patients": int(part["patient"].nunique())}
         found.append(about | {"of_patients_trained_on": int(part["seen_in_training"].sum()), **shares})
     return found
