@@ -120,7 +120,12 @@ def figures(
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """By task: of each change the mean of every figure over its seeds; and its difference from the recipe over the seeds that both
     have, with the standard error of that mean of paired differences."""
-    table = pd.DataFrame(rows).set_index(["task", "change", "seed"]).drop(columns=["minutes", "commit"]).sort_index()
+    table = (
+        pd.DataFrame(rows)
+        .set_index(["task", "change", "seed"])
+        .drop(columns=["minutes", "commit", "over"])
+        .sort_index()
+    )
     means: dict[str, Any] = {}
     gains: dict[str, Any] = {}
     for (task, change), part in table.groupby(["task", "change"]):
@@ -148,6 +153,7 @@ def main() -> None:
     frame = frame.merge(pd.read_parquet(workspace / "splits.parquet", columns=["sha256", "split"]), on="sha256")
     frame["scale"] = [scale_of(s, m)[0] for s, m in zip(frame["site"], frame["microns_per_px"], strict=True)]
     frame = frame[(frame["split"] != "test") & frame["true_type"].notna() & ~frame["conflicted"].astype(bool)]
+    data = dataset.digest(frame)
     if given.task == "away":
         frame = frame[frame["site"].isin(["pbc", "jhu"])]
         frame["split"] = np.where(frame["site"] == "pbc", frame["split"], "judged")
@@ -155,9 +161,12 @@ def main() -> None:
     shown = frame[frame["split"].isin(["train", "val"])].reset_index(drop=True)
     raw = settings.overlaid(settings.load(workspace / "params.yaml").model_dump(mode="json"), QUARTER)
     file = results.RESULTS / "ablation.json"
-    base = f"{training.digest_of(settings.check(raw, 'ablation'))}, {dataset.digest(shown)}"
+    base = {"recipe": {part: raw[part] for part in ("image", "model", "train")}, "data_digest": data}
     before = json.loads(file.read_text()) if file.exists() else {}
-    rows = before["rows"] if before.get("recipe_and_data") == base else []
+    rows = before["rows"] if before.get("base") == base else []
+    rows = [
+        r for r in rows if r["over"] == CHANGES.get(r["change"])
+    ]  # a change that says another thing now is another one
     commit, lock = results.provenance(None)["commit"], threading.Lock()
 
     def row(seed: int, name: str) -> None:
@@ -170,9 +179,17 @@ def main() -> None:
         found = figures(given.task, trained.state, types, judged, params)
         with lock:
             rows.append(
-                {"task": given.task, "change": name, "seed": seed, "commit": commit, "minutes": minutes} | found
+                {
+                    "task": given.task,
+                    "change": name,
+                    "over": CHANGES[name],
+                    "seed": seed,
+                    "commit": commit,
+                    "minutes": minutes,
+                }
+                | found
             )
-            told = {"quarter": QUARTER, "recipe_and_data": base} | summary(rows) | {"rows": rows}
+            told = {"quarter": QUARTER, "base": base} | summary(rows) | {"rows": rows}
             results.write("ablation", told, workspace / "data")
 
     torch.set_num_threads(1)

@@ -132,11 +132,7 @@ def start_ray(workers: int, threads: int) -> None:
     here = {
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         "OMP_NUM_THREADS": str(threads),
-        # glibc keeps what large tensors leave and does not ask the kernel for fresh pages at every layer (docs/decisions/004).
-        # One arena: another thread's ends at 64 MiB, beyond which the thresholds mean nothing, and training is not the main one.
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(2**32),
-        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        **_kept_pages(),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if os.environ.get("RAY_ADDRESS"):
@@ -155,6 +151,21 @@ def start_ray(workers: int, threads: int) -> None:
         log_to_driver=False,
         object_store_memory=256 * 2**20,
     )
+
+
+def _kept_pages() -> dict[str, str]:
+    """Variables by which glibc keeps what large tensors leave, and asks the kernel for no fresh pages at every layer
+    (docs/decisions/004); none where it is not known to take them.
+
+    One arena: another thread's ends at 64 MiB, beyond which the thresholds mean nothing, and training is not the main thread.
+    """
+    try:
+        library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+    except (AttributeError, ValueError):  # not glibc
+        return {}
+    if library != "glibc" or [int(part) for part in version.split(".")] < [2, 36]:
+        return {}
+    return {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def digest_of(params: settings.Settings) -> str:

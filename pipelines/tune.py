@@ -118,6 +118,7 @@ def _run(study: optuna.Study, trial: optuna.Trial, frame: pd.DataFrame, params: 
     history = training.fit(frame, tried, hopeless, f"trial {trial.number}: ").history
     pruned = len(history) < tune.epochs
     trial.set_user_attr("epochs", len(history))
+    trial.set_user_attr("val_accuracy", history[-1].get("val_accuracy"))
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)  # its value is the last that was reported
     else:
@@ -134,6 +135,7 @@ def table(study: optuna.Study) -> pd.DataFrame:
             "state": t.state.name.lower(),
             "epochs": t.user_attrs.get("epochs"),
             _METRIC: t.value,
+            "val_accuracy": t.user_attrs.get("val_accuracy"),
             **t.params,
         }
         for t in study.get_trials(states=ENDED)

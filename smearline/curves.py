@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,12 +19,15 @@ LEARNING = "learning_curve.json"
 _ADAPTATION = "adaptation-"
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _File(_Checked):
     data_digest: str
 
 
-class _Point(BaseModel):
+class _Point(_Checked):
     share: float
     seed: int
     cells: int
@@ -33,14 +36,14 @@ class _Point(BaseModel):
     val_balanced_accuracy: float
 
 
-class _Law(BaseModel):
+class _Law(_Checked):
     exponent: float
     factor: float
     error_at_times_the_cells: dict[str, float]
     largest_miss: float
 
 
-class _Expected(BaseModel):
+class _Expected(_Checked):
     val_accuracy: _Law | None
     val_balanced_accuracy: _Law | None
 
@@ -52,9 +55,9 @@ class Learning(_File):
     expected: _Expected
 
 
-class _Row(BaseModel):
-    where: str
-    model: str
+class _Row(_Checked):
+    where: Literal["the new site", "home"]
+    model: Literal["as it was", "adapted"]
     labels: int
     cells: int
     patients: int
@@ -63,7 +66,11 @@ class _Row(BaseModel):
 
 
 class Adaptation(_File):
-    rows: list[_Row] = Field(min_length=1)
+    rows: list[_Row]
+
+    def model_post_init(self, _: Any) -> None:
+        if all(row.model == "as it was" for row in self.rows):
+            raise ValueError("no row is of an adapted model")
 
 
 def leave(folder: Path, name: str, kind: type[_File], **content: Any) -> Path:
@@ -94,6 +101,5 @@ def _read(path: Path, kind: type[_File]) -> dict[str, Any]:
     try:
         return kind.model_validate(plain_json.read(path)).model_dump(mode="json")
     except ValueError as error:  # JSON's and pydantic's
-        raise DataError(
-            f"{path} is no curve of this version ({str(error).splitlines()[0]}): measure it again, or remove it"
-        ) from error
+        why = " ".join(str(error).splitlines()[:3])
+        raise DataError(f"{path} is no curve of this version ({why}): measure it again, or remove it") from error

@@ -33,7 +33,9 @@ class SplitSettings(_Section):
             raise ValueError(f"val {self.val} and test {self.test} leave nothing to train on")
         folds = round(1 / self.test) if self.test else 1
         if self.fold and (self.fold >= folds or abs(folds * self.test - 1) > 1e-6):
-            raise ValueError(f"fold {self.fold}: folds are 0 to K - 1 with test 1 / K, and test is {self.test}")
+            raise ValueError(
+                f"fold {self.fold}: folds are 0 to K - 1 with test 1 / K ({1 / folds:.7f}), not {self.test}"
+            )
 
 
 class ImageSettings(_Section):

@@ -76,7 +76,11 @@ def load(name: str, folder: Path | None = None) -> Site:
             f"Write one with: smearline site new {name}"
         )
     try:
-        site = Site.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for gone in ("reference_limits", "blast_equivalents"):  # `site new` once wrote them, empty
+            if isinstance(said, dict) and not said.get(gone):
+                said.pop(gone, None)
+        site = Site.model_validate(said)
     except (ValidationError, yaml.YAMLError) as error:
         raise SiteError(f"{path}: {error}") from error
     if site.name != name:

@@ -139,6 +139,8 @@ def test_a_curve_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             ):
                 curves.read(tmp_path)
         (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="no row is of an adapted model"):
+        curves.leave(tmp_path, "north", curves.Adaptation, data_digest="d", rows=[])
     assert list(curves.read(measured(tmp_path))["adaptation"]) == ["north", "south"]
 
 
