@@ -274,6 +274,13 @@ def test_a_candidate_may_not_rest_on_files_that_git_does_not_know(space: Workspa
     more_data(space)
     put(space.folder / "helper.py", "x = 1")
     assert "uncommitted changes in helper.py" in run(retrain, space).message
+    (space.folder / "helper.py").unlink()
+    put(space.folder / "curves" / "learning_curve.json", "{}")
+    assert "uncommitted changes in curves/learning_curve.json" in run(retrain, space).message
+    space.commit("A curve", "curves/learning_curve.json")
+    assert "learning_curve.json is no curve of this version" in run(retrain, space).message, (
+        "before anything is trained"
+    )
 
 
 def test_a_new_label_of_a_frozen_cell_needs_a_new_approval(space: Workspace, token: str):
