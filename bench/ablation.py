@@ -164,9 +164,8 @@ def main() -> None:
     base = {"recipe": {part: raw[part] for part in ("image", "model", "train")}, "data_digest": data}
     before = json.loads(file.read_text()) if file.exists() else {}
     rows = before["rows"] if before.get("base") == base else []
-    rows = [
-        r for r in rows if r["over"] == CHANGES.get(r["change"])
-    ]  # a change that says another thing now is another one
+    # A change that says another thing now is another one.
+    rows = [r for r in rows if r["over"] == CHANGES.get(r["change"])]
     commit, lock = results.provenance(None)["commit"], threading.Lock()
 
     def row(seed: int, name: str) -> None:

@@ -75,7 +75,7 @@ def retrain(workspace: str = ".") -> State[Any]:
     kept_in_git = [Path(out.fspath) for out in outs if not out.use_cache]
     made = [space.folder / "dvc.lock", space.folder / audit.LOG, *kept_in_git]
     _refuse_uncommitted(space, made)
-    curves.read(space.folder / "curves")  # what the page could not show is said before anything is trained
+    curves.read(space.folder / curves.FOLDER)  # what the page could not show is said before anything is trained
     made += sorted({Path(out.fspath).parent / ".gitignore" for out in outs})
     if not changed and (known := registry.of_package(space, _lineage(space)["version"])):
         return nothing_new(f"data, code and parameters are those of {known.name}, package {known.package}")

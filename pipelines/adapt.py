@@ -18,7 +18,6 @@ import pandas as pd
 import plotly.express as express
 
 from pipelines import calibrate, refit, train_cells
-from pipelines.cells import CURVES
 from pipelines.new_site import REPORT, NewSite, ask_for_labels, mix_taught
 from smearline import confidence, curves, plain_json, reader, vocabulary
 from smearline.errors import DataError
@@ -73,7 +72,9 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "adaptation_curve.csv", index=False)
     if (table["model"] == "adapted").any():
-        left = curves.leave(CURVES, out.name, curves.Adaptation, data_digest=site.model.card.data_digest, rows=rows)
+        left = curves.leave(
+            curves.FOLDER, out.name, curves.Adaptation, data_digest=site.model.card.data_digest, rows=rows
+        )
         print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
     long = table.melt(["where", "model", "labels"], ["accuracy", "balanced_accuracy"], "figure", "share")
     by = {"color": "figure", "line_dash": "where", "symbol": "model"}

@@ -15,8 +15,6 @@ TRAINED = Path("models/trained")
 MODEL = Path("models/recogniser")
 WEIGHTS = Path("models/recogniser.safetensors")
 EVALUATION = Path("evaluation")
-CURVES = Path("curves")
-"""What was measured in the workspace beside the pipeline, for the evaluation page."""
 
 
 def in_force() -> settings.Settings:

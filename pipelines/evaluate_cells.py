@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pipelines.cells import CURVES, EVALUATION, MODEL, in_force, split_cells
-from smearline import evaluation, metrics
+from pipelines.cells import EVALUATION, MODEL, in_force, split_cells
+from smearline import curves, evaluation, metrics
 from smearline.errors import DataError
 from smearline.recognition import RecognitionModel
 
@@ -29,7 +29,7 @@ def main() -> None:
         keep=test,
         seed=params.evaluate.seed,
         num_errors_shown=params.evaluate.num_errors_shown,
-        curves=CURVES,
+        curves=curves.FOLDER,
         progress=progress,
     )
     if "not_judged" in figures:

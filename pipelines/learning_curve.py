@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.graph_objects as plots
 
 from pipelines import training
-from pipelines.cells import CURVES, in_force, split_cells
+from pipelines.cells import in_force, split_cells
 from smearline import curves, dataset, reader, settings, splits, vocabulary
 from smearline.errors import DataError
 
@@ -68,7 +68,7 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     told: Json = {"validation_cells": len(watched), "epochs": epochs, "points": rows}
     told["expected"] = {name: expected(table, name) for name in ERRORS}
     told["data_digest"] = dataset.digest(frame[frame["split"] == "train"])
-    for folder in (out, CURVES):
+    for folder in (out, curves.FOLDER):
         left = curves.leave(folder, curves.LEARNING, curves.Learning, **told)
     print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
     (out / "learning_curve.html").write_text(page(table, told), encoding="utf-8")

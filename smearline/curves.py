@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from smearline import plain_json
 from smearline.errors import DataError
 
+FOLDER = Path("curves")
+"""Of a workspace."""
 LEARNING = "learning_curve.json"
 _ADAPTATION = "adaptation-"
 

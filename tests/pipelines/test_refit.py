@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipelines import new_site, refit
+from pipelines import new_site, refit, training
 from smearline import recogniser
 
 
@@ -63,3 +63,9 @@ def test_what_a_head_was_taught_is_not_said_where_parents_hide_it():
     taught = pd.DataFrame({"true_type": ["BASO", "EOS", "NEUT"], "weight": [3.0, 1.0, 0.1]})
     np.testing.assert_allclose(new_site.mix_taught(taught, ("BASO", "EOS")), [0.75, 0.25])
     assert new_site.mix_taught(taught.assign(weight=[3.0, 1.0, 1.0]), ("BASO", "EOS")) is None
+
+
+def test_freed_pages_are_kept_only_where_glibc_is_known_to_take_it(monkeypatch: pytest.MonkeyPatch):
+    for said, kept in (("glibc 2.36", True), ("glibc 2.100", True), ("glibc 2.31", False), ("", False)):
+        monkeypatch.setattr(training.os, "confstr", lambda _, said=said: said)
+        assert bool(training._kept_pages()) == kept
