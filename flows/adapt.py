@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.states import Completed, State
 
 from flows.frame import in_workspace, table
@@ -21,7 +20,9 @@ from smearline import plain_json
 @in_workspace()
 def adapt(workspace: str, cells: str, out: str, model: str = "models/recogniser", budget: int = 100) -> State[Any]:
     """`cells`: a data set of the new site. Fails where chosen cells have no label; the message says where they are listed."""
-    report = fit(Workspace(Path(workspace)), model, cells, out, int(budget))
+    given = ["--model", model, "--cells", cells, "--out", out, "--budget", str(budget)]
+    Workspace(Path(workspace)).run("smearline.cli", "adapt", *given)
+    report = plain_json.read(Path(out) / "adaptation.json")
     rows: list[Any] = [
         {"where": where.replace("_", " "), "model": when, **(figures or {"cells": 0})}
         for where in ("new_site", "home_validation_cells")
@@ -29,11 +30,3 @@ def adapt(workspace: str, cells: str, out: str, model: str = "models/recogniser"
     ]
     table("adaptation", rows, f"{out}: {report['labelled']} labelled cells of the new site")
     return Completed(message=f"{out}: {report['labelled']} labelled cells; {rows}")
-
-
-@task(cache_policy=NO_CACHE)
-def fit(space: Workspace, model: str, cells: str, out: str, budget: int) -> dict[str, Any]:
-    """The command, its output in the log; what it wrote of itself."""
-    given = ["--model", model, "--cells", cells, "--out", out, "--budget", str(budget)]
-    space.run("smearline.cli", "adapt", *given)
-    return plain_json.read(space.folder / out / "adaptation.json")

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import yaml
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.states import Completed, Failed, State
 
 from flows import audit
@@ -36,9 +35,8 @@ INBOX = Path("inbox")
 def ingest(workspace: str = ".") -> State[Any]:
     """Take in signed-off cases and new files, version the data, and drop the images that no retention allows."""
     space, data = Workspace(Path(workspace)), settings.load().data.folder
-    changed = space.data_changed(
-        data
-    )  # somebody labelled or deleted; refused where the data are older than their pointers
+    # Somebody labelled or deleted; refused where the data are older than their pointers.
+    changed = space.data_changed(data)
     store = CaseStore(home=space.service)
     signed = store.signed_off()
     counts = take_cases(signed, data) if signed else {}
@@ -49,7 +47,7 @@ def ingest(workspace: str = ".") -> State[Any]:
         if not now or (seen.exists() and seen.read_text() == now):
             continue
         try:
-            import_files(space, folder.name, str(data))
+            space.run("smearline.cli", "import", "folder", str(folder), "--site", folder.name, "--into", str(data))
             looked_at[seen] = now
         except FlowError as error:
             failed.append(f"{folder}: {error}")
@@ -67,7 +65,6 @@ def ingest(workspace: str = ".") -> State[Any]:
     numbers = {**counts, **purged, "folders of new files": len(looked_at)}
     rows = [{"what": name.replace("_", " "), "number": number} for name, number in numbers.items()]
     table("ingest", rows, f"Data version {commit}")
-    emit_event("smearline.data.new", {"prefect.resource.id": "smearline.data", "version": commit})
     return Completed(
         message=f"data version {commit}: {counts.get('cases', 0)} cases, {len(looked_at)} folders of files"
     )
@@ -114,7 +111,7 @@ def _take_site(site: str, signed: list[SignedCase], data: Path, there: set[str])
     counts = [row | {"patient": case.patient} for case in cases for row in case.counts.to_pylist()]
     if counts:
         dataset.merge_rows(data / "cbc" / f"{site}.parquet", counts, cbc.COUNTS, cbc.KEY, keep="last")
-    return {
+    found = {
         "cases": len(cases),
         "cases_of_deleted_patients": len(signed) - len(cases),
         "images_added": len(named - there - missing),
@@ -124,6 +121,8 @@ def _take_site(site: str, signed: list[SignedCase], data: Path, there: set[str])
         "diagnoses": len(diagnosed),
         "count_values": len(counts),
     }
+    there |= named - missing  # the same picture may be signed off at another site too
+    return found
 
 
 def _labels(case: SignedCase) -> Iterator[dict[str, Any]]:
@@ -144,12 +143,6 @@ def _patient(case: SignedCase, known: Mapping[tuple[Any, ...], dict[str, Any]]) 
     return {**row, "site": case.site, "patient": case.patient, "smear": case.smear, **said}
 
 
-@task(task_run_name="import {site}", cache_policy=NO_CACHE)
-def import_files(space: Workspace, site: str, data: str) -> None:
-    """`smearline import folder inbox/SITE`."""
-    space.run("smearline.cli", "import", "folder", str(INBOX / site), "--site", site, "--into", data)
-
-
 @task(cache_policy=NO_CACHE)
 def version(space: Workspace, data: Path, counts: dict[str, int]) -> str:
     """`dvc add`, a commit of the pointers with a line in the audit log, `dvc push`. Returns the commit of this version."""
@@ -159,7 +152,7 @@ def version(space: Workspace, data: Path, counts: dict[str, int]) -> str:
     if not audit.entries(space.folder, "ingest", data=held):  # else: cut off before, or labels that were there already
         audit.append(space.folder, "flow ingest", "ingest", data=held, counts=counts)
     space.commit("A version of the data", audit.LOG, *pointers)
-    push.fn(space)
+    push(space)
     return space.git("log", "-1", "--format=%h", "--", str(data))
 
 

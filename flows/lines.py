@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -195,8 +194,6 @@ def main() -> None:
     except SmearlineError as error:
         print(f"make {given.what}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except subprocess.SubprocessError as error:
-        raise SystemExit(str(error)) from None
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all")
 
 

@@ -62,7 +62,7 @@ def judge(space: Workspace, store: CaseStore, site: str, reference: Path) -> lis
     files = [p for p in files if p.stem >= first]
     cases = {case for p in files for case in pd.read_parquet(p, columns=["case_id"])["case_id"]}
     signed = [case for case in store.signed_off(not_ingested=False) if case.case_id in cases]
-    cells = [cell for case in signed for cell in case.cells]
+    cells = [cell for case in signed for cell in case.cells if cell.looked_at]
     reviews = {"cases_reviewed": len(signed), "cells_reviewed": len(cells)}
     reviews |= {"cells_overridden": sum(cell.overridden for cell in cells)}
     state = STATE / f"watched-{site}"

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from dvc.repo import Repo
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
@@ -18,7 +17,6 @@ from prefect.states import Completed, Failed, State
 from flows import audit, gate, production, registry, smears
 from flows.frame import in_workspace, nothing_new, table
 from flows.registry import Version
-from flows.retrain import refuse_unversioned
 from flows.workspace import FlowError, Workspace
 from smearline import plain_json, settings
 
@@ -66,8 +64,7 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
         raise FlowError(
             f"{smears.FROZEN} is not what git holds of it, and what is frozen stays: git checkout {smears.FROZEN}"
         )
-    with Repo(str(space.folder)) as repo:
-        refuse_unversioned(repo)
+    space.refuse_unversioned(params.data.folder)
     data, cells = params.data.folder, smears.frozen(params.data.folder)
     old, old_groups = smears.named(space, champion, data, cells) if champion else (None, None)
     new, new_groups = smears.named(space, challenger, data, cells)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import gto.api
 import yaml
 
 from flows import audit
@@ -92,10 +93,8 @@ def next_name(space: Workspace) -> str:
 
 def register(space: Workspace, name: str, package: str, audit_head: str) -> None:
     """Tag HEAD as a version."""
-    from gto import api
-
     message = f"{ARTIFACT} {name}\n\npackage: '{package}'\naudit: '{audit_head}'\n"
-    api.register(str(space.folder), ARTIFACT, "HEAD", version=name, message=message)
+    gto.api.register(str(space.folder), ARTIFACT, "HEAD", version=name, message=message)
 
 
 def productions(space: Workspace) -> list[Version]:
@@ -112,10 +111,8 @@ def productions(space: Workspace) -> list[Version]:
 
 def assign(space: Workspace, version: Version, message: str, audit_head: str) -> None:
     """Tag a version as the one in production."""
-    from gto import api
-
     body = f"{message}\n\npackage: '{version.package}'\naudit: '{audit_head}'\n"
-    api.assign(str(space.folder), ARTIFACT, STAGE, version=version.name, message=body, force=True)
+    gto.api.assign(str(space.folder), ARTIFACT, STAGE, version=version.name, message=body, force=True)
 
 
 def fetched(space: Workspace, version: Version, out: str) -> Path:

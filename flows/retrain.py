@@ -15,33 +15,21 @@ from prefect.states import Completed, Failed, State
 
 from flows import audit, registry
 from flows.frame import in_workspace, link, nothing_new, table
-from flows.workspace import STATE, DvcLocked, FlowError, Workspace
-from smearline import curves, plain_json
+from flows.workspace import STATE, FlowError, Workspace
+from smearline import curves, plain_json, settings
 
 LINEAGE = Path("package/lineage.json")
 RUN_FILE = STATE / "run.json"
 """Seconds of each stage, when it last ran here."""
 
 
-def _locked(task: object, run: object, state: State[Any]) -> bool:
-    """Only DVC's lock is worth another try: a stage that failed would fail again, after hours."""
-    return isinstance(state.result(raise_on_failure=False), DvcLocked)
-
-
-@task(
-    task_run_name="{stage}",
-    cache_policy=NO_CACHE,
-    retries=4,
-    retry_delay_seconds=[5, 20, 60, 180],
-    retry_condition_fn=_locked,
-)
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def reproduce(space: Workspace, stage: str) -> State[Any]:
-    """One stage as DVC does it, its output in the log. The state's name says whether it ran."""
+    """One stage as DVC does it, its output in the log; it waits for another DVC command to end. The state's name says whether it
+    ran."""
     started = time.monotonic()
     try:
         said = space.run("dvc", "repro", "--single-item", stage)
-    except DvcLocked:
-        raise
     except FlowError as error:
         return Failed(message=str(error))
     if any(line.startswith(f"Running stage '{stage}'") for line in said):
@@ -66,14 +54,15 @@ def push(space: Workspace) -> None:
 def retrain(workspace: str = ".") -> State[Any]:
     """Redo what changed, push it, and register the package as a candidate."""
     space = Workspace(Path(workspace))
+    space.refuse_unversioned(settings.load().data.folder)
     with Repo(workspace) as repo:
-        refuse_unversioned(repo)
-        graph, changed = repo.index.graph, repo.status()
+        graph = repo.index.graph
         stages = {s.addressing: s for s in sorted(graph, key=lambda s: s.addressing) if s.cmd}
         needs = {name: [d.addressing for d in graph.successors(s) if d.cmd] for name, s in stages.items()}
         outs = [out for s in stages.values() for out in s.outs]
     kept_in_git = [Path(out.fspath) for out in outs if not out.use_cache]
     made = [space.folder / "dvc.lock", space.folder / audit.LOG, *kept_in_git]
+    changed = space.status()
     _refuse_uncommitted(space, made)
     curves.read(space.folder / curves.FOLDER)  # what the page could not show is said before anything is trained
     made += sorted({Path(out.fspath).parent / ".gitignore" for out in outs})
@@ -123,18 +112,6 @@ def _lineage(space: Workspace) -> dict[str, Any]:
     if not path.is_file():
         raise FlowError(f"the pipeline left no {LINEAGE}; a candidate is the package of the stage 'package'")
     return plain_json.read(path)
-
-
-def refuse_unversioned(repo: Repo) -> None:
-    """Raises FlowError where data (no stages) differ from their pointers, and so from the version that git names."""
-    sources = [s.addressing for s in repo.index.graph if not s.cmd]
-    told = repo.status(sources) if sources else {}
-    new = [s for s in sources if any(word in str(told.get(s)) for word in ("modified", "new", "deleted"))]
-    if new:
-        names = " ".join(s.removesuffix(".dvc") for s in new)
-        raise FlowError(
-            f"data that are no version yet: {names}. Run the flow ingest, or: dvc add {names} && git commit"
-        )
 
 
 def _refuse_uncommitted(space: Workspace, made: list[Path]) -> None:

@@ -47,19 +47,5 @@ def trace(workspace: Path, answer_id: str) -> dict[str, Any]:
     }
 
 
-def shown(found: dict[str, Any], indent: str = "") -> str:
-    """Plain text: a line a fact."""
-    lines = []
-    for name, value in found.items():
-        label = f"{indent}{name}"
-        if isinstance(value, dict):
-            lines += [label, shown(value, indent + "  ")]
-        elif isinstance(value, list):
-            lines += [label, *(shown(v, indent + "  ") if isinstance(v, dict) else f"{indent}  {v}" for v in value)]
-        else:
-            lines.append(f"{label:24} {value}")
-    return "\n".join(lines)
-
-
 def _told(entry: audit.Entry, *details: str) -> dict[str, Any]:
     return {name: entry.get(name) for name in ("time", "who", *details)}

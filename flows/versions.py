@@ -77,20 +77,6 @@ def diff(workspace: Path, data: Path, old: str, new: str) -> dict[str, Any]:
     }
 
 
-def shown(found: Mapping[str, Any]) -> str:
-    """For a terminal."""
-    lines = [f"{found['old']} to {found['new']}"]
-    lines.append(f"shards: {found['shards']['added']} added, {found['shards']['removed']} removed")
-    for what, by_site in found["images"].items():
-        told = ", ".join(f"{site} {number:,}" for site, number in by_site.items())
-        lines.append(f"images {what}: {sum(by_site.values()):,}" + (f" ({told})" if told else ""))
-    labels = found["labels"]
-    lines.append(f"labels: {labels['added']:,} added, {labels['removed']:,} removed, {labels['changed']:,} changed")
-    lines += [f"  {row['name']}: {row['old']} to {row['new']}  {row['number']:,}" for row in labels["changes"]]
-    lines += [f"changed: {name}" for name in found["other_files"]]
-    return "\n".join(lines)
-
-
 def _files(repo: Repo, data: Path, rev: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
     try:

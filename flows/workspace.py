@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,10 +29,6 @@ VERSIONED = ("cells", "labels", "cbc", "quarantine.parquet")
 
 class FlowError(SmearlineError):
     """A flow cannot go on: what is missing, and which command mends it."""
-
-
-class DvcLocked(FlowError):
-    """Another DVC command holds the workspace's DVC lock; trying again helps."""
 
 
 class BehindVersion(FlowError):
@@ -96,7 +94,9 @@ class Workspace:
             return False
         now = {name: yaml.safe_load(pointer.read_text())["outs"][0]["md5"] for name, pointer in pointers.items()}
         kept = self.folder / STATE / "data-version.json"
-        if self.quiet(sys.executable, "-m", "dvc", "status", "--json", *map(str, pointers.values())) == "{}":
+        found = self.status(*map(str, pointers.values()))
+        told = {name: what for stage in found.values() for one in stage for name, what in one["changed outs"].items()}
+        if set(told.values()) <= {"not in cache"}:  # what lies here is the version, of which DVC's cache holds nothing
             kept.parent.mkdir(exist_ok=True)
             plain_json.write(kept, now)
             return False
@@ -106,6 +106,19 @@ class Workspace:
                 f"dvc checkout {data}/*.dvc (dvc pull), then run this again"
             )
         return True
+
+    def status(self, *targets: str) -> dict[str, Any]:
+        """What differs from its pointer or from what dvc.lock holds, as DVC says it; waits for another DVC command to end."""
+        said = self.quiet(sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json", *targets)
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    def refuse_unversioned(self, data: Path) -> None:
+        """Raises FlowError where the data are no version yet, or older than their pointers."""
+        if self.data_changed(data):
+            raise FlowError(
+                f"what lies in {data} is no version yet. Run the flow ingest, or: dvc add {data}/… && git commit"
+            )
 
     def quiet(self, *command: str) -> str:
         """A command in the workspace; what it prints. Raises FlowError with its own message where it fails."""
@@ -135,14 +148,15 @@ class Workspace:
         return {"DVC_SITE_CACHE_DIR": str(folder)}
 
     def run(self, *command: str, **variables: str) -> list[str]:
-        """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines.
+        """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines. DVC waits for another DVC
+        command to end.
 
         Raises:
-            DvcLocked: DVC's lock is held.
             FlowError: it failed; the message holds its last lines.
         """
+        given = ["dvc", "--wait-for-lock", *command[1:]] if command[0] == "dvc" else command
         with subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", *given],
             cwd=self.folder,
             env=environment() | variables,
             text=True,
@@ -162,9 +176,10 @@ class Workspace:
                 os.killpg(process.pid, signal.SIGTERM)
                 raise
         if process.returncode:
-            said = "\n".join(lines[-15:])
-            kind = DvcLocked if "Unable to acquire lock" in said else FlowError
-            raise kind(f"'{' '.join(command)}' failed in {self.folder} (exit code {process.returncode}):\n{said}")
+            raise FlowError(
+                f"'{' '.join(command)}' failed in {self.folder} (exit code {process.returncode}):\n"
+                + "\n".join(lines[-15:])
+            )
         return lines
 
     @contextlib.contextmanager

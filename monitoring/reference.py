@@ -20,7 +20,6 @@ from smearline import plain_json
 from smearline.errors import DataError
 
 REFERENCE = Path("reference")
-CONTRACT = "reference-2"
 _MOST_SMEARS = 2000
 """Of a site with more a random part is kept: more would make no threshold surer."""
 
@@ -88,8 +87,7 @@ def refer(predictions: pd.DataFrame, pseudo_cells: int = PSEUDO_CELLS, **about: 
             "pseudo_smears": bool(smears["pseudo"].any()),
             "spread": centres[str(site)].spread if str(site) in centres else None,
         }
-    rules = {"contract": CONTRACT, "false_alarm_rate": drift.FALSE_ALARM_RATE, "least_smears": drift.LEAST_SMEARS}
-    return Reference(pd.concat(frames, ignore_index=True), centres, {**rules, **about, "sites": sites})
+    return Reference(pd.concat(frames, ignore_index=True), centres, {**about, "sites": sites})
 
 
 def main() -> None:

@@ -43,13 +43,16 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     frame = split_cells(params)
     train = frame[(frame["split"] == "train") & frame["true_type"].notna() & ~frame["conflicted"].astype(bool)]
     watched = frame[frame["split"] == "val"]
-    if watched["true_type"].notna().sum() == 0:
-        raise DataError("a curve is judged on validation cells, and none is labelled: give split.val more than 0")
     places = [splits.places(train, params.train.seed + 1000 * (seed + 1)) for seed in range(seeds)]
     # Judged on what every part was taught: the parts lie one within the other, so the smallest knows the fewest types.
     taught = set.intersection(*(set(reader.trainable(train[place < min(shares)])[0]) for place in places))
     words = vocabulary.load()
     watched = watched[[isinstance(t, str) and set(words.children(t)) <= taught for t in watched["true_type"]]]
+    if watched.empty:
+        raise DataError(
+            "a curve is judged on validation cells, and none is labelled with a type of which the smallest share holds one: give "
+            "split.val more than 0, or a larger share"
+        )
     rows = []
     for seed, place in enumerate(places):
         for share in sorted(shares):

@@ -9,10 +9,8 @@ it is whole. Killed at any moment, the same command does what is left.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +34,17 @@ _ROWS = 8192
 class RecogniseShard:
     """A worker: the model loaded once, then a shard at a time."""
 
-    def __init__(self, model: str, cells: str, out: str, threads: int) -> None:
-        self.model = RecognitionModel(Path(model), threads)
-        self.cells, self.out, self.threads = Path(cells), Path(out), threads
+    def __init__(self, model: str, cells: str, out: str) -> None:
+        self.model, self.cells, self.out = RecognitionModel(Path(model), threads=1), Path(cells), Path(out)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard, started, num = Path(str(row["shard"])), time.monotonic(), 0
-        tables = recognised(self.model, self.cells, shards=[shard], threads=self.threads)
-        if (first := next(tables, None)) is not None:  # else every image of the shard is deleted
-            whole = self.out / shard.name
-            unfinished = whole.with_name(f".{whole.name}.{os.getpid()}.unfinished")
-            schema = first.schema.with_metadata({MODEL_KEY: self.model.version, CELLS_KEY: str(self.cells)})
-            with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-                waiting = [first]
-                for table in chain(tables, [None]):
-                    if table is None or sum(map(len, waiting)) >= _ROWS:
-                        part = pa.concat_tables(waiting)
-                        writer.write_table(part, row_group_size=_ROWS)
-                        num, waiting = num + len(part), []
-                    waiting += [] if table is None else [table]
-            unfinished.replace(whole)
-        return {"images": num, "seconds": time.monotonic() - started}
+        shard = Path(str(row["shard"]))
+        tables = list(recognised(self.model, self.cells, shards=[shard], threads=1))
+        if tables:  # else every image of the shard is deleted
+            about = {MODEL_KEY: self.model.version, CELLS_KEY: str(self.cells)}
+            whole = pa.concat_tables(tables).replace_schema_metadata(about)
+            dataset.write_table(whole, self.out / shard.name, compression="zstd", row_group_size=_ROWS)
+        return {"images": sum(map(len, tables))}
 
 
 def recognise(
@@ -65,14 +53,13 @@ def recognise(
     out: Path,
     *,
     workers: int,
-    threads: int = 1,
     gpus: float = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Recognise what is not recognised yet.
 
     Args:
-        workers: processes, each with `threads` CPUs and `gpus` GPUs.
+        workers: processes, each with one CPU and `gpus` GPUs.
         progress: called with shards done and shards in all.
 
     Returns:
@@ -83,53 +70,46 @@ def recognise(
         ImportSourceError: another job is writing into OUT.
     """
     with locked(out, out / ".lock"):
-        return _recognise(model, cells, out, workers, threads, gpus, progress)
-
-
-def _recognise(
-    model: Path,
-    cells: Path,
-    out: Path,
-    workers: int,
-    threads: int,
-    gpus: float,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, Any]:
-    loaded, shards = RecognitionModel(model), dataset.shards(cells)
-    before, now = sorted(out.glob("[!.]*.parquet")), set(columns(loaded.card))
-    for path in before:
-        schema = pq.read_schema(path)
-        told = schema.metadata or {}
-        by, of = told.get(MODEL_KEY, b"").decode(), told.get(CELLS_KEY, b"").decode()
-        if of not in ("", str(cells.absolute())):
-            raise DataError(f"{path} holds cells of another data set ({of}); give another --out, or remove it")
-        if by != loaded.version:
-            raise DataError(f"{path} was made by another model ({by or 'unknown'}); give another --out, or remove it")
-        if odd := sorted(set(schema.names) ^ now):
-            told_by = f"it differs in {', '.join(odd)}"
-            raise DataError(
-                f"{path} was made by another version of this software ({told_by}); give another --out, or remove it"
+        loaded, shards = RecognitionModel(model), dataset.shards(cells)
+        before, now = sorted(out.glob("[!.]*.parquet")), set(columns(loaded.card))
+        for path in before:
+            schema = pq.read_schema(path)
+            told = schema.metadata or {}
+            by, of = told.get(MODEL_KEY, b"").decode(), told.get(CELLS_KEY, b"").decode()
+            if of not in ("", str(cells.absolute())):
+                raise DataError(f"{path} holds cells of another data set ({of}); give another --out, or remove it")
+            if by != loaded.version:
+                raise DataError(
+                    f"{path} was made by another model ({by or 'unknown'}); give another --out, or remove it"
+                )
+            if odd := sorted(set(schema.names) ^ now):
+                told_by = f"it differs in {', '.join(odd)}"
+                raise DataError(
+                    f"{path} was made by another version of this software ({told_by}); give another --out, or remove it"
+                )
+        names, gone = {shard.name for shard in shards}, pa.array(dataset.deleted(cells), pa.string())
+        for path in before:  # of a shard that was compacted, or with an image that was deleted since
+            if (
+                path.name not in names
+                or pc.any(pc.is_in(pq.read_table(path, columns=["sha256"])["sha256"], gone)).as_py()
+            ):
+                path.unlink()
+        there = {path.name for path in before if path.exists()}
+        todo = [{"shard": str(shard.absolute())} for shard in shards if shard.name not in there]
+        done, num, started = len(shards) - len(todo), 0, time.monotonic()
+        found = {"shards": len(todo), "there_before": done}
+        if todo:
+            start_ray(workers, 1)
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            work = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+                RecogniseShard,  # type: ignore[arg-type]  # Ray's own note says a class will do
+                fn_constructor_args=[str(p.absolute()) for p in (model, cells, out)],
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
+                num_cpus=1,
+                num_gpus=gpus or None,
             )
-    names, gone = {shard.name for shard in shards}, pa.array(dataset.deleted(cells), pa.string())
-    for path in before:  # of a shard that was compacted, or with an image that was deleted since
-        if path.name not in names or pc.any(pc.is_in(pq.read_table(path, columns=["sha256"])["sha256"], gone)).as_py():
-            path.unlink()
-    there = {path.name for path in before if path.exists()}
-    todo = [{"shard": str(shard.absolute())} for shard in shards if shard.name not in there]
-    done, num, started = len(shards) - len(todo), 0, time.monotonic()
-    found = {"shards": len(todo), "there_before": done}
-    if todo:
-        start_ray(workers, threads)
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        work = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-            RecogniseShard,  # type: ignore[arg-type]  # Ray's own note says a class will do
-            fn_constructor_args=[str(p.absolute()) for p in (model, cells, out)] + [threads],
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
-            num_cpus=threads,
-            num_gpus=gpus or None,
-        )
-        for row in work.iter_rows():
-            done, num = done + 1, num + int(row["images"])
-            if progress:
-                progress(done, len(shards))
-    return {**found, "images": num, "seconds": round(time.monotonic() - started, 1)}
+            for row in work.iter_rows():
+                done, num = done + 1, num + int(row["images"])
+                if progress:
+                    progress(done, len(shards))
+        return {**found, "images": num, "seconds": round(time.monotonic() - started, 1)}

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from pipelines import training
 from pipelines.cells import OVERLAY, split_cells
-from smearline import settings
+from smearline import reader, settings
 from smearline.errors import DataError
 
 TRIALS, PAGE = OVERLAY.with_name("trials.csv"), OVERLAY.with_name("search.html")
@@ -53,8 +53,11 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
         raw = params.model_dump(mode="json")
         settings.check(settings.overlaid(raw, {"train": {"workers": workers, "mixup": 0.1}}), "a search tries mixup")
     frame, tune = split_cells(params), params.tune
-    if frame.loc[frame["split"] == "val", "true_type"].isna().all():
-        raise DataError("a search is judged on validation cells, and none is labelled: give split.val more than 0")
+    types = reader.trainable(frame[frame["split"] == "train"])[0]
+    if not reader.targets(frame[frame["split"] == "val"], types, {})[0].any():
+        raise DataError(
+            "a search is judged on validation cells, and none is labelled with a type that is trained: give split.val more than 0"
+        )
     name = training.run_name(frame, params)
     training.RUNS.mkdir(parents=True, exist_ok=True)
     # Ray is shared by all trials: it starts with room for them.
@@ -66,7 +69,6 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=tune.unpruned, n_warmup_steps=1),
     )
-    study.set_user_attr("settings", tune.model_dump(mode="json"))
     if not study.trials:
         now = {name: (getattr(params.train, name), space) for name, space in _SPACE.items()}
         study.enqueue_trial({name: value for name, (value, space) in now.items() if space.low <= value <= space.high})
@@ -161,7 +163,7 @@ def main() -> None:
         trials, shown = table(study), page(study)
     else:
         overlay, trials, shown = {}, pd.DataFrame(columns=["number", "state", "epochs", _METRIC]), "<p>no trials</p>"
-    OVERLAY.write_text(yaml.safe_dump(overlay) if overlay else "{}\n", encoding="utf-8")
+    OVERLAY.write_text(yaml.safe_dump(overlay), encoding="utf-8")
     trials.to_csv(TRIALS, index=False)
     PAGE.write_text(shown, encoding="utf-8")
     print(f"{len(trials)} trials; overlay: {overlay or 'empty'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -49,16 +50,10 @@ def write(workspace: Path, folder: Path) -> tuple[str, str]:
 
 def lines(url: str, folder: Path, site: str, case_id: str, token: str) -> str:
     """Three curl lines; `token` as a shell says it."""
-    where, curl = shown(folder), f'curl -sS -H "Authorization: Bearer {token}"'
+    where, curl = os.path.relpath(folder), f'curl -sS -H "Authorization: Bearer {token}"'
     return f"""one cell:
   {curl} -F site={site} -F images=@{where}/cells/001 {url}/v1/recognise
 a smear with its blood count:
   {curl} -F 'request=<{where}/request.json' $(printf -- '-F images=@%s ' {where}/cells/*) {url}/v1/diagnose
 the case read back:
   {curl} {url}/v1/smears/{case_id}"""
-
-
-def shown(path: Path) -> str:
-    """A path as it is typed here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -143,7 +143,7 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
             return 1
         try:
             site, case_id = examples.write(workspace, home / "examples")
-            shown = f"$(cat {examples.shown(token_file)})" if token_file.exists() else "$SMEARLINE_TOKEN"
+            shown = f"$(cat {os.path.relpath(token_file)})" if token_file.exists() else "$SMEARLINE_TOKEN"
             print(examples.lines(f"http://127.0.0.1:{port}", home / "examples", site, case_id, shown), flush=True)
         except SmearlineError as error:
             print(f"no example to send: {error}", flush=True)

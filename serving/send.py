@@ -85,23 +85,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--site", required=True)
     parser.add_argument("--url", default="http://127.0.0.1:3000")
-    parser.add_argument("--limit", type=int, help="send only the first so many smears")
-    parser.add_argument("--out", type=Path, help="write the answers here, a JSON line each")
     given = parser.parse_args()
     if not (token := os.environ.get("SMEARLINE_TOKEN", "")):
         raise SmearlineError("put a token with the role diagnose into SMEARLINE_TOKEN")
     with httpx.Client(base_url=given.url, headers={"Authorization": f"Bearer {token}"}, timeout=300) as client:
-        for number, (request, images, counts) in enumerate(smears(given.folder)):
-            if given.limit is not None and number >= given.limit:
-                break
+        for request, images, counts in smears(given.folder):
             answer = send(client, given.site, request, images, counts)
             said = answer.get("diagnosis") or {}
             print(
                 f"{request['smear']}: {len(images)} images, {said.get('group') or said.get('status')}, answer {answer['answer_id']}"
             )
-            if given.out:
-                with given.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

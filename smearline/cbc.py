@@ -114,7 +114,10 @@ def read_export(source: Path | bytes) -> pd.DataFrame:
     for number, cells in lines:
         of = {title: cells[i] for title, i in places.items()}
         taken = of.get(_SAMPLED) or f"{of.get('date', '')} {of.get('time', '')}"
-        when = _moment(taken, f"{name}, line {number}")
+        try:
+            when = moment(taken) if taken.strip() else None
+        except ValueError as error:
+            raise ImportSourceError(f"{name}, line {number}: {error}") from None
         whose = {"sample": of[sample], "patient": of.get(patient, ""), "sampled_at": when}
         for i, parameter, unit, identifies in values:
             raw = cells[i].replace(",", ".") if comma else cells[i]
@@ -163,15 +166,16 @@ def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]
     return head, rows, separator == ";"
 
 
-def _moment(text: str, where: str) -> datetime | None:
-    text = text.strip()
-    if not text:
-        return None
+def moment(text: str) -> datetime:
+    """A point in time; without an offset it is UTC.
+
+    Raises ValueError: of '03/04/2024' nobody knows which is the month, so the year must stand first.
+    """
     try:
-        moment = datetime.fromisoformat(text.replace("/", "-"))
+        found = datetime.fromisoformat(text.strip().replace("/", "-"))
     except ValueError:
-        raise ImportSourceError(f"{where}: '{text}' is no date like 2024/01/31 or 2024-01-31T08:30:00+01:00") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        raise ValueError(f"'{text}' is no date like 2024/01/31 or 2024-01-31T08:30:00+01:00") from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def _refuse_contradictions(found: pd.DataFrame, key: list[str], name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from smearline import __version__, data_commands
+from smearline import __version__, data_commands, plain_json
 from smearline.commands import app, outside, progress_line
 from smearline.errors import SmearlineError
 
@@ -221,9 +220,8 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What stands behind an answer: model, commit, data version, gate, approvals, that day's verdict."""
-    flows_trace = outside("flows.trace")
-    found = flows_trace.trace(workspace, answer_id)
-    print(json.dumps(found, indent=1) if as_json else flows_trace.shown(found))
+    found = outside("flows.trace").trace(workspace, answer_id)
+    print(plain_json.shown(found, as_json))
 
 
 def _opened(model: Path, cells: Path) -> tuple[Any, int]:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from smearline import plain_json
 from smearline.commands import app, outside, progress_line
 from smearline.errors import DataError
 
@@ -38,7 +39,7 @@ def diff(
     if space is None:
         raise DataError(f"{data} lies in no workspace under git and DVC, so that it has no versions")
     found = versions.diff(space, data.resolve().relative_to(space), old, new)
-    print(json.dumps(found, indent=1) if as_json else versions.shown(found))
+    print(plain_json.shown(found, as_json))
 
 
 @app.command()
@@ -87,7 +88,7 @@ def recognise(
     """Recognise a whole data set, as a Ray Data job on this machine or at $RAY_ADDRESS; run again, it does what is left."""
     domain = outside("pipelines.recognise")
     with progress_line("shards") as progress:
-        done = domain.recognise(model, cells, out, workers=workers, gpus=gpus_per_worker, progress=progress)
+        done = domain.recognise(model, _set(cells), out, workers=workers, gpus=gpus_per_worker, progress=progress)
     print(
         f"{done['images']:,} images in {done['shards']} shards, {done['seconds']} s; {done['there_before']} shards there before"
     )

@@ -226,8 +226,13 @@ class Forgotten:
     def has(self, site: str, patient: str | None, smear: str | None) -> bool:
         """Whether what names this patient, or else this smear alone, is theirs: another patient's smear of the same number is
         not."""
-        kind, who = ("patient", patient) if patient else ("smear", smear)
-        return bool(self.people and who) and person(site, kind, str(who)) in self.people
+        return bool(self.people) and self.who(site, patient, smear) in self.people
+
+    @staticmethod
+    def who(site: str, patient: str | None, smear: str | None) -> str | None:
+        """The person of PEOPLE whom this would be."""
+        kind, name = ("patient", patient) if patient else ("smear", smear)
+        return person(site, kind, name) if name else None
 
 
 def without(rows: pa.Table, sha256s: Sequence[str] | pa.ChunkedArray) -> pa.Table:

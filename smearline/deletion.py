@@ -121,11 +121,12 @@ def _finish(directory: Path) -> dict[str, int]:
     forgotten, known = dataset.Forgotten(directory), set(dataset.deleted(directory))
     new: list[dict[str, Any]] = []
     if told:
-        why = {"deleted_at": told[-1]["deleted_at"], "reason": told[-1]["reason"]}
+        why = {row["person"]: {"deleted_at": row["deleted_at"], "reason": row["reason"]} for row in told}
         for _, table in dataset.shard_tables(directory, ["sha256", *_WHOSE]):
             for row in table.filter(pa.array(_of_people(table, forgotten))).to_pylist():
                 if row["sha256"] not in known:
-                    new.append({"sha256": row["sha256"], "site": row["site"], **why})
+                    who = forgotten.who(row["site"], row["patient"], row["smear"])
+                    new.append({"sha256": row["sha256"], "site": row["site"], **why[str(who)]})
     if new:
         dataset.merge_rows(dataset.deleted_path(directory, "images"), new, dataset.DELETED, ["sha256"])
     images, done = pa.array(sorted(dataset.deleted(directory)), pa.string()), dict.fromkeys(_SWEPT, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,7 @@ def _wrong(judged: pd.DataFrame, trained: Sequence[str]) -> pd.DataFrame:
     return wrong.sort_values(["probability", "sha256"], ascending=[False, True])
 
 
-def _examples(
-    model: RecognitionModel, directory: Path, wrong: pd.DataFrame, count: int
-) -> list[evaluation_page.ErrorExample]:
+def _examples(model: RecognitionModel, directory: Path, wrong: pd.DataFrame, count: int) -> list[dict[str, Any]]:
     """The surest wrong answers of each site and label in turn: the picture as the network saw it, and what the name rests on."""
     turn = wrong.groupby(["site", "true_type"]).cumcount().sort_values(kind="stable")
     chosen = wrong.loc[turn.index[:count]].sort_values(["site", "true_type"], kind="stable")
@@ -127,19 +126,14 @@ def _examples(
             if sha in wanted:
                 crops[sha] = model.prepare(data, scale_of(*about)[0])
 
-    def picture(sha: str, named: str) -> bytes:
+    def picture(sha: str, named: str) -> str:
         crop, column = crops[sha], model.card.types.index(named)
         asked = model.run(occlusion.covered(crop), "type_probabilities")[0]
-        return images.jpeg_preview(np.hstack([crop, occlusion.overlay(crop, occlusion.drop(asked, column))]))
+        jpeg = images.jpeg_preview(np.hstack([crop, occlusion.overlay(crop, occlusion.drop(asked, column))]))
+        return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
+    told = chosen[["site", "true_type", "predicted_type", "probability"]].to_dict("records")
     return [
-        evaluation_page.ErrorExample(
-            image_jpeg=picture(row.sha256, row.predicted_type),
-            site=row.site,
-            true_type=row.true_type,
-            predicted_type=row.predicted_type,
-            probability=float(row.probability),
-            sha256_prefix=row.sha256[:12],
-        )
-        for row in chosen.itertuples()
+        {**row, "sha256_prefix": sha[:12], "data_uri": picture(sha, row["predicted_type"])}
+        for sha, row in zip(chosen["sha256"], told, strict=True)
     ]

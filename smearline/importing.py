@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +339,7 @@ class _Import:
             if said and self.scale and not _agree(float(said), self.scale):
                 raise ImageError("scale_contradicted", f"the table says {said} um/px, the site's file {self.scale}")
             scale = self.scale or (float(said) if said else None)
-            moment = _moment(acquired) if acquired else None
+            moment = cbc.moment(acquired) if acquired else None
         except ImageError as error:
             return error
         except ValueError as error:
@@ -401,12 +400,3 @@ def _read(path: Path) -> tuple[str, bytes]:
     except OSError as error:
         return "", str(error.strerror).encode()
     return hashlib.sha256(data).hexdigest(), data
-
-
-def _moment(said: str) -> datetime:
-    """A point in time; without an offset it is UTC. Raises ValueError."""
-    try:
-        found = datetime.fromisoformat(said)
-    except ValueError:
-        found = pd.to_datetime(said, utc=True).to_pydatetime()
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 
 def plain(value: Any) -> Any:
@@ -26,6 +27,14 @@ def write(path: Path, content: Any) -> None:
     """A file for people and for diffs. Raises ValueError where a number is NaN or infinite: `plain` first."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def shown(content: Any, as_json: bool) -> str:
+    """For a terminal: YAML, or JSON where that was asked for."""
+    if as_json:
+        return json.dumps(content, indent=1)
+    said: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10_000)
+    return said.rstrip()
 
 
 def read(path: Path) -> Any:

@@ -146,7 +146,6 @@ def recognise(
     *,
     keep: set[str] | None = None,
     progress: Callable[[int], None] | None = None,
-    threads: int = 2,
 ) -> tuple[pd.DataFrame, NDArray[np.float16]]:
     """Recognise the cells of a data set, in their stored order.
 
@@ -160,7 +159,7 @@ def recognise(
     Raises:
         DataError: no image is left; or an image of the data set cannot be decoded.
     """
-    tables = list(recognised(model, directory, keep=keep, progress=progress, threads=threads))
+    tables = list(recognised(model, directory, keep=keep, progress=progress))
     if not tables:
         raise DataError(f"no image to recognise in {directory}")
     return split(pa.concat_tables(tables))
@@ -176,38 +175,28 @@ def recognised(
     threads: int = 2,
 ) -> Iterator[pa.Table]:
     """Tables of `table_of`, a batch at a time, so that memory is that of a batch; `shards`: of these alone. As `recognise`."""
-    with ThreadPoolExecutor(threads) as pool:
-        for metadata, batch in _batches(model, directory, shards, keep, pool):
-            outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
-            yield table_of(model.card, metadata, batch, *outputs)
-            if progress:
-                progress(len(metadata))
-
-
-def _batches(
-    model: RecognitionModel,
-    directory: Path,
-    shards: Sequence[Path] | None,
-    keep: set[str] | None,
-    pool: ThreadPoolExecutor,
-) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.uint8]]]:
     columns = ["sha256", "site", "patient", "smear", "microns_per_px", "image"]
-    for block in dataset.iter_rows(directory, columns, batch=8 * _BATCH, only=shards):
-        wanted = [i for i, s in enumerate(block["sha256"]) if keep is None or s in keep]
-        metadata = []
-        for i in wanted:
-            scale, assumed = scale_of(block["site"][i], block["microns_per_px"][i])
-            metadata.append({c: block[c][i] for c in columns[:4]} | {"scale": scale, "scale_assumed": assumed})
+    with ThreadPoolExecutor(threads) as pool:
+        for block in dataset.iter_rows(directory, columns, batch=8 * _BATCH, only=shards):
+            wanted = [i for i, s in enumerate(block["sha256"]) if keep is None or s in keep]
+            metadata = []
+            for i in wanted:
+                scale, assumed = scale_of(block["site"][i], block["microns_per_px"][i])
+                metadata.append({c: block[c][i] for c in columns[:4]} | {"scale": scale, "scale_assumed": assumed})
 
-        def crop(i: int, scale: float, block: dict[str, list[Any]] = block) -> images.UInt8Array:
-            try:
-                return model.prepare(block["image"][i], scale)
-            except ImageError as error:
-                raise DataError(f"image {block['sha256'][i]} of {directory} cannot be decoded: {error}") from error
+            def crop(i: int, scale: float, block: dict[str, list[Any]] = block) -> images.UInt8Array:
+                try:
+                    return model.prepare(block["image"][i], scale)
+                except ImageError as error:
+                    raise DataError(f"image {block['sha256'][i]} of {directory} cannot be decoded: {error}") from error
 
-        crops = list(pool.map(crop, wanted, [m["scale"] for m in metadata]))
-        for start in range(0, len(wanted), _BATCH):
-            yield metadata[start : start + _BATCH], np.stack(crops[start : start + _BATCH])
+            crops = list(pool.map(crop, wanted, [m["scale"] for m in metadata]))
+            for start in range(0, len(wanted), _BATCH):
+                batch, about = np.stack(crops[start : start + _BATCH]), metadata[start : start + _BATCH]
+                outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
+                yield table_of(model.card, about, batch, *outputs)
+                if progress:
+                    progress(len(about))
 
 
 def table_of(

@@ -6,10 +6,8 @@ stands in the templates (autoescaped) beside this module.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,29 +22,14 @@ MOST_SMEARS = 25
 MOST_CONFUSIONS = 12
 
 
-@dataclass(frozen=True)
-class ErrorExample:
-    """A cell that was misnamed with much confidence, as a picture."""
-
-    image_jpeg: bytes
-    site: str
-    true_type: str
-    predicted_type: str
-    probability: float
-    sha256_prefix: str
-
-    @property
-    def data_uri(self) -> str:
-        return "data:image/jpeg;base64," + base64.b64encode(self.image_jpeg).decode("ascii")
-
-
-def render(metrics: Json, *, title: str, examples: Sequence[ErrorExample], out: Path) -> None:
+def render(metrics: Json, *, title: str, examples: Sequence[Json], out: Path) -> None:
     """Write the page.
 
     Args:
         metrics: what `smearline.metrics.evaluate` gave, or metrics.json read back.
         title: of the page, such as the model's name and version.
-        examples: the most confident errors, shown in the order given.
+        examples: the most confident errors, shown in the order given: data_uri (a picture), site, true_type, predicted_type,
+            probability, sha256_prefix.
         out: the HTML file; its folder must exist.
     """
     environment = Environment(

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import put
 
-from smearline import cbc, sites
+from smearline import cbc, pseudonyms, sites
 from smearline.errors import ImportSourceError
 
 EXPORT = (
@@ -61,6 +61,22 @@ def test_identifiers_of_an_export_become_pseudonyms(tmp_path: Path, sites_folder
     assert table["value"].notna().sum() == 7
     assert not set(table["patient"]) & {"P1", "P2"}
     assert table.groupby("patient")["smear"].nunique().eq(1).all()
+
+
+def test_counts_are_found_by_sample_number_and_by_pseudonym(tmp_path: Path, sites_folder: Path):
+    blinded = pseudonyms.pseudonym(pseudonyms.key(sites.load("lab")), "lab", "smear", "S2")
+    summary = pd.DataFrame({"site": ["lab", "lab"], "smear": ["S1", blinded]})
+    export = put(tmp_path / "xn.csv", EXPORT + "S3,P3,,,5.0,,,,,,,,,,\n")
+    found, of_others = cbc.read_for(export, summary)
+    wbc = found[found["parameter"] == "WBC"].set_index("smear")
+    assert of_others == 1 and set(wbc.index) == {"S1", blinded}
+    assert wbc.loc["S1", "value"] == 6.1 and wbc.loc[blinded, "reason"] == "over_range"
+    said, of_others = cbc.read_for(
+        put(tmp_path / "c.json", '{"S1": {"WBC": {"value": 4.2, "unit": "10^9/L"}}}'), summary
+    )
+    assert said[["smear", "value"]].to_numpy().tolist() == [["S1", 4.2]] and of_others == 0
+    with pytest.raises(ImportSourceError, match="no object of smears"):
+        cbc.read_for(put(tmp_path / "c.json", "[1]"), summary)
 
 
 def test_text_under_any_heading_may_be_a_name_and_is_not_kept(tmp_path: Path):

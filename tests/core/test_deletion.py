@@ -119,6 +119,18 @@ def test_killed_after_any_write_it_is_ended_by_forget_again_or_by_compact(made, 
     raise AssertionError("more writes than were expected")
 
 
+def test_each_deletion_keeps_its_own_reason(made, monkeypatch: pytest.MonkeyPatch):
+    data, _ = made
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(deletion, "_finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        deletion.forget(data, "lab", name("A"), "asked for it", NOW)
+    patients = dataset.index(data, ["sha256", "patient"]).set_index("sha256")["patient"]
+    deletion.forget(data, "lab", name("B"), "no consent", NOW)
+    told = pq.read_table(dataset.deleted_path(data, "images")).to_pylist()
+    reasons = {name("A"): "asked for it", name("B"): "no consent"}
+    assert len(told) == 4 and all(row["reason"] == reasons[patients[row["sha256"]]] for row in told)
+
+
 def test_labels_of_deleted_images_are_found(made):
     data, _ = made
     labels = {path: path.read_bytes() for path in dataset.label_paths(data, "lab")}

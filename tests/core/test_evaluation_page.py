@@ -13,12 +13,19 @@ import pytest
 
 from smearline import curves
 from smearline.errors import DataError
-from smearline.evaluation_page import ErrorExample, render
+from smearline.evaluation_page import render
 from smearline.metrics import evaluate
 from smearline.vocabulary import load
 
 NASTY = "<script>alert('x')</script>"
-EXAMPLE = ErrorExample(b"\xff\xd8\xff picture", NASTY, "BLAST", "LYMPH", 0.9996, "0123abcd")
+EXAMPLE = {
+    "data_uri": "data:image/jpeg;base64,/9j/IHBpY3R1cmU=",
+    "site": NASTY,
+    "true_type": "BLAST",
+    "predicted_type": "LYMPH",
+    "probability": 0.9996,
+    "sha256_prefix": "0123abcd",
+}
 
 
 def simulated(num_cells: int = 3000, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -92,6 +99,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         origin="simulated",
         context={"model": {"name": NASTY, "data_digest": "d"}, "split": "by patient"},
         blast_from=0.25,
+        flag_above=0.03,
     )
     folder = tmp_path_factory.mktemp("page")
     out = folder / "evaluation.html"
@@ -115,6 +123,16 @@ def test_every_type_section_and_site_is_there(page: str) -> None:
     ):
         assert words in page
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def test_hundreds_of_cells_without_a_smear_are_shown_though_no_smear_is_known(tmp_path: Path) -> None:
+    predictions, truth = simulated()
+    for frame in (predictions, predictions.assign(smear=None)):
+        metrics = evaluate(frame, truth, origin="simulated", context={"model": {}, "split": ""}, flag_above=0.03)
+        metrics["curves"] = curves.read(tmp_path)
+        render(json.loads(json.dumps(metrics)), title="t", examples=[], out=tmp_path / "e.html")
+        assert "cut into hundreds: how many of these are flagged" in (tmp_path / "e.html").read_text(encoding="utf-8")
+    assert "No smear is known for any cell" in (tmp_path / "e.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.mission(

@@ -146,8 +146,9 @@ def test_a_diagnosis_that_comes_later_is_taken(folder: Path, tmp_path: Path):
         run("folder", folder, tmp_path / "d")
 
 
-def test_a_date_that_is_none_is_quarantined(folder: Path, tmp_path: Path):
-    put(folder / "labels.csv", "file,acquired_at\nblast/c.jpg,yesterday noon\n")
+@pytest.mark.parametrize("said", ["yesterday noon", "03/04/2024", "5.1.2024"])
+def test_a_date_that_is_none_or_could_be_two_is_quarantined(folder: Path, tmp_path: Path, said: str):
+    put(folder / "labels.csv", f"file,acquired_at\nblast/c.jpg,{said}\n")
     assert run("folder", folder, tmp_path / "d").quarantined == {"bad_table_value": 1}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from flows import audit, registry, smears
 from flows.production import POINTER, rollback
 from flows.promote import approve, approved, promote
 from flows.retrain import retrain
-from flows.workspace import DvcLocked, FlowError, Workspace
+from flows.workspace import FlowError, Workspace
 from smearline import dataset, tokens
 from smearline.errors import TokenError
 
@@ -125,7 +126,7 @@ def test_a_stage_that_fails_stops_those_after_it(space: Workspace):
 def test_data_that_are_no_version_are_not_trained_on(space: Workspace):
     with dataset.CellWriter(space.folder / "data/cells", "lab") as writer:
         writer.add(cell(5000, "lab", None, None))
-    assert "no version yet: data/cells" in run(retrain, space).message
+    assert "data is no version yet" in run(retrain, space).message
 
 
 def test_a_second_run_is_cancelled_and_names_the_first(space: Workspace):
@@ -158,11 +159,16 @@ def test_what_a_flow_started_ends_with_it(space: Workspace):
     assert 0 < last == ticks.stat().st_size
 
 
-def test_dvcs_own_lock_is_told_apart(space: Workspace):
+def test_a_stage_waits_for_another_dvc_command_to_end(space: Workspace):
     from dvc.repo import Repo
 
-    with Repo(str(space.folder)) as repo, repo.lock, pytest.raises(DvcLocked):
-        space.run("dvc", "repro", "--single-item", "list")
+    more_data(space)
+    with Repo(str(space.folder)) as repo:
+        repo.lock.lock()
+        held = threading.Timer(4, repo.lock.unlock)
+        held.start()
+        state = run(retrain, space)
+    assert state.is_completed() and not held.is_alive(), state.message
 
 
 def test_nothing_is_promoted_without_an_approval(space: Workspace, token: str, monkeypatch: pytest.MonkeyPatch):
@@ -292,7 +298,7 @@ def test_a_new_label_of_a_frozen_cell_needs_a_new_approval(space: Workspace, tok
     table.loc[0, "value"] = "EOS"
     table.to_parquet(path)
     says(space, "v1")
-    assert "no version yet: data/labels" in run(promote, space).message
+    assert "data is no version yet" in run(promote, space).message
     space.run("dvc", "add", "-q", "data/labels")
     space.commit("a label", "data/labels.dvc")
     assert run(promote, space).name == "AwaitingApproval"

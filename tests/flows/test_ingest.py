@@ -23,13 +23,15 @@ KNOWN = f"{1:064x}"
 """A cell of the workspace's data set, labelled LYMPH there."""
 
 
-def signed(space: Workspace, overrides: dict[str, str], smear: str = "s-new", at: datetime = NOW) -> None:
+def signed(
+    space: Workspace, overrides: dict[str, str], smear: str = "s-new", at: datetime = NOW, site: str = "lab"
+) -> None:
     """A case of three cells, two of them new, that the service named MONO; a reviewer changes some and signs off."""
     store = CaseStore(home=space.service)
-    rows = [cell(1, "lab", "lab-p1", "lab-s1"), *(cell(7000 + i, "lab", "p-new", smear) for i in range(2))]
-    blood = {"site": "lab", "patient": "p-new", "smear": smear, "parameter": "WBC", "value": 4.2, "raw": "4.2"}
+    rows = [cell(1, "lab", "lab-p1", "lab-s1"), *(cell(7000 + i, site, "p-new", smear) for i in range(2))]
+    blood = {"site": site, "patient": "p-new", "smear": smear, "parameter": "WBC", "value": 4.2, "raw": "4.2"}
     counts = pa.Table.from_pylist([blood], schema=cbc.COUNTS).to_pandas()
-    case = Case(case_of("lab", smear), "lab", smear, "p-new")
+    case = Case(case_of(site, smear), site, smear, "p-new")
     if store.case(case.case_id) is None:
         said = pa.table({"sha256": [r["sha256"] for r in rows], "predicted_type": ["MONO"] * len(rows)})
         answer = Answer(case.case_id[:24], "diagnose", "0123", "real", "scanner", at, None, b"{}", "diagnosed", "AML")
@@ -135,6 +137,14 @@ def test_two_cases_that_name_one_picture_differently_are_in_conflict_and_neither
         assert run(space).is_completed()
     found = dataset.read_labels(space.folder / "data").query(f"sha256 == '{7000:064x}'")
     assert set(found["value"]) == {"BLAST", "LYMPH"} and found["conflicted"].all()
+
+
+def test_one_picture_signed_off_at_two_sites_stands_once(space: Workspace):
+    images, _, _ = contents(space)
+    for site in ("lab", "second"):
+        signed(space, {}, site=site)
+    assert run(space).is_completed()
+    assert contents(space)[0] == images + 2
 
 
 def test_the_patient_of_a_case_is_that_of_all_its_pictures(space: Workspace):

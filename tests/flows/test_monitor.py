@@ -15,11 +15,11 @@ import pytest
 
 from flows import audit
 from flows.monitor import monitor
-from flows.trace import MISSING, shown, trace
+from flows.trace import MISSING, trace
 from flows.workspace import Workspace
 from monitoring import reference
 from serving.cases import Answer, Case, CaseStore, case_of
-from smearline import staining, vocabulary
+from smearline import plain_json, staining, vocabulary
 from smearline.errors import DataError
 
 pytest_plugins = ["tiny_fixtures"]
@@ -94,9 +94,9 @@ def test_a_site_is_judged_once_and_again_when_its_stain_changes(watched: Workspa
     assert told["metrics"]["accuracy"] == audit.entries(watched.folder, "candidate")[0]["metrics"]["accuracy"]
     assert (told["gate"], told["approvals"], told["production"]) == (MISSING, MISSING, MISSING)
     assert trace(watched.folder, f"{3:024d}")["verdict_of_that_day"]["verdict"] == "accept"
-    text = shown(told)
+    text = plain_json.shown(told, as_json=False)
     assert second["sentence"] in text
-    assert "approvals                missing" in text
+    assert "approvals: missing" in text
 
 
 def test_without_a_reference_it_fails_and_says_what_to_do(space: Workspace):

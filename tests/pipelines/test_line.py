@@ -321,6 +321,23 @@ def test_a_search_prunes_below_the_median(frame: pd.DataFrame, tmp_path: Path, m
     assert overlay["train"]["lr"] == pytest.approx(trials["lr"].max())
 
 
+def test_where_no_validation_cell_can_judge_nothing_is_trained(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Their labels are of a type that no training cell has."""
+    monkeypatch.chdir(tmp_path)
+    frame = frame[(frame["split"] == "val") | (frame["true_type"] != "BLAST")]
+    given = frame.assign(true_type=frame["true_type"].where(frame["split"] != "val", "BLAST"))
+    for module in (tune, learning_curve):
+        monkeypatch.setattr(module, "split_cells", lambda _: given)
+    monkeypatch.setattr(learning_curve, "in_force", lambda: parameters(epochs=1))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(DataError, match="a search is judged on validation cells"):
+        tune.search(parameters(epochs=1))
+    with pytest.raises(DataError, match="a curve is judged on validation cells"):
+        learning_curve.learning_curve(tmp_path / "curve", [0.5, 1.0], 1, 1)
+
+
 def test_a_run_ends_where_it_is_told_to(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     asked: list[float] = []
