@@ -8,8 +8,6 @@ each. A row is written as soon as it is known, and is not made again while recip
 bench/results/ablation.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -48,6 +46,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "no small pictures first": {"train": {"epochs": 4, "small_epochs": 0}},
     "small pictures alone": {"image": {"size_px": 96}, "train": {"epochs": 9, "small_epochs": 0}},
     "a field of 20 um": {"image": {"field_um": 20.0}},
+    "no mixup, a field of 20 um": {"train": {"mixup": 0.0}, "image": {"field_um": 20.0}},
     "what a search found": {  # the best trial of bench/results/search.json
         "train": {
             "lr": 3.17e-4,

@@ -12,8 +12,6 @@ With --inner no test patient is looked at: of JHU's other patients three in ten 
 each time others. This is what settings are chosen by. Result: bench/results/adaptation-inner.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shutil

@@ -8,8 +8,6 @@ JHU's pale batch against its warm one, the other sets against PBC, PBC against i
 the recogniser was not trained on.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import tempfile

@@ -7,8 +7,6 @@ A table has 25 features, half of them skewed. A day's smears share a part of the
 not differ; drawing from the reference with replacement, as is often done, does not keep it at all.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

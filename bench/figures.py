@@ -6,8 +6,6 @@
 A test fails when the README and the JSON differ.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """From nothing to the first batch of training, in a workspace: `python -m bench.first_batch` (bench/scale.py runs it)."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -9,8 +9,6 @@ cell of a known patient by a network that saw him, and no cell of PBC by one tha
 of five networks with a calibration each, so the blasts' AUC is given fold by fold. Result: bench/results/folds.json.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

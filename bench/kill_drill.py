@@ -8,8 +8,6 @@ never killed (bench/results/scale_100000.json where it has as many images, else 
 bench/results/kill_drill.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -8,8 +8,6 @@ from before and of one from after. Every part is the one a laboratory uses: noth
 Some smears of the changed stain are held back from review: their accuracy before and after is what the loop brought.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

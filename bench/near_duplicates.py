@@ -7,8 +7,6 @@ images of one site at least as alike as the threshold; of JHU only pairs of diff
 BCCD holds true re-photographs of one cell, so its pairs are counted apart and were looked at one by one.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import time

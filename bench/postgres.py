@@ -4,8 +4,6 @@ Takes the server's programs from the machine, or from Debian's package where the
 the user `postgres`, since it refuses root.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

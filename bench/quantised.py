@@ -6,8 +6,6 @@ Static quantisation by ONNX Runtime (QDQ, calibrated on validation cells), judge
 threads, in turn, three rounds. Result: bench/results/quantised.json. The service serves the float model.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

@@ -9,8 +9,6 @@ installed beside the bench (.work/peers); what streaming imports and does not us
 replaced by nothing. ImageFolder's package has no CPU build here: `Files` does what it does.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.abc
 import importlib.machinery

@@ -7,8 +7,6 @@ Rounds are interleaved and the median counts. Ray and its workers start anew eac
 same job takes for two shards of 32 images, which is its start.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

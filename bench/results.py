@@ -1,7 +1,5 @@
 """Results of measurements: JSON in bench/results/, each with its date, commit, command, data and machine."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os

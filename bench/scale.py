@@ -14,8 +14,6 @@ What is done stands in .work/NAME/.smearline/scale.json: killed at any moment, t
 whole; it looks first) and takes them away again, unless --keep. Result: bench/results/NAME.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes

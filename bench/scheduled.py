@@ -6,8 +6,6 @@ waited for. Then two runs are asked for at once, and an event of the kind that m
 answers with a run of retrain.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -7,8 +7,6 @@ short search favours what learns fast: what it finds is tried in the ablation be
 bench/results/search.json, and Optuna's plots in the workspace (tune/search-bench.html).
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 from pathlib import Path

@@ -5,8 +5,6 @@
 Clients, service and the rest of the machine share the cores: read the ratios, not the figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -8,8 +8,6 @@ that are put in the right order (0.5 is chance, so knowing the type alone earns 
     OMP_NUM_THREADS=1 python -m bench.simulator
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -3,8 +3,6 @@
 python bench/simulator_contact_sheet.py [--out docs/img/simulated_cells.jpg] [--sites sim_north sim_south]
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

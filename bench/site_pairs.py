@@ -1,7 +1,5 @@
 """Pairs of real sites: how far the smears have moved, what became of accuracy, and the limits that follow (for bench.drift)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path

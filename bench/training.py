@@ -8,8 +8,6 @@ given apart, does not count. One worker beside one thread, then two workers besi
 Result: bench/results/training.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import multiprocessing

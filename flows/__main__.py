@@ -1,7 +1,5 @@
 """`python -m flows`: a flow at once, the acts of a person, and `serve`, which runs the flows at their times."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import os

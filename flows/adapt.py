@@ -3,8 +3,6 @@
 It ends in a model folder that nobody serves: cells of the new site come to production by ingest, retrain and promote.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ A line is JSON with `time` (UTC), `who`, `what`, the details, and `previous`, th
 SHA-256 of the last line, stands in every tag that the flows make: so a log that was cut short shows too.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What every flow shares: its frame, its end where nothing is new, and what it leaves on Prefect's page."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

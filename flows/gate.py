@@ -4,8 +4,6 @@ Both named the same cells, so what is resampled is the difference, by patient. T
 bound of the 90 % interval of (challenger - champion) lies above -margin (metrics.intervals.paired_difference).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass

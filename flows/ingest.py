@@ -4,8 +4,6 @@ Every step may be cut off and done again: images are known by their SHA-256, row
 the version that holds it is in git and pushed.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime

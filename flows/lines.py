@@ -4,8 +4,6 @@ The workspace lies in .work/NAME, on its own branch; its parameters are params.y
 remote is a folder beside it. Running a command again brings the code up to date and redoes only what changed.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -1,8 +1,6 @@
 """Flow monitor: a verdict for every site that was served, from the inference log, against the reference of the version in
 production."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path

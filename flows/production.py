@@ -1,7 +1,5 @@
 """What is served: the switch to a version, and back."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 gate/VERSION.json is the gate's result. An approval names its SHA-256, so it holds for that comparison and no other.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

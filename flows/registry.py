@@ -4,8 +4,6 @@ smearline@v2.0.0 names a candidate's commit; smearline#production#3 says that a 
 A tag's message holds the package's version and the head of the audit log.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

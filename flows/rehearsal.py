@@ -1,7 +1,5 @@
 """What stands in for a laboratory in the demo and in the loop: new smears of a simulated site, and a running service."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess

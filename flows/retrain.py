@@ -1,7 +1,5 @@
 """Flow retrain: DVC's graph, a Prefect task a stage; it ends in a candidate, which nobody serves until it is promoted."""
 
-from __future__ import annotations
-
 import json
 import time
 from graphlib import TopologicalSorter

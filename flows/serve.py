@@ -1,7 +1,5 @@
 """`python -m flows serve`: every deployment of the workspace's prefect.yaml at its times, and the workspace's pages."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import os

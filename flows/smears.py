@@ -7,8 +7,6 @@ as it is. A site that comes later is frozen when it first has labelled test cell
 done.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What stands behind an answer: package, commit, data version, parameters, gate, approvals, that day's verdict."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

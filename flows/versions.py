@@ -1,7 +1,5 @@
 """Versions of the data set, as DVC and git hold them, and what changed between two."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

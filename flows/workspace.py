@@ -1,7 +1,5 @@
 """A workspace as the flows use it: its git, its commands, and its lock."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -10,8 +10,6 @@ units of its own 99th percentile, and the threshold is the 95th percentile of th
 Young 1993, Resampling-Based Multiple Testing).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The watch page of one site and day: one HTML file that needs nothing from outside."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from typing import Any
 

@@ -5,11 +5,9 @@ reference/centres.parquet   a row a site and predicted type: what cells of the t
 reference/reference.json    version, origin, and by site what can be judged
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -35,7 +33,7 @@ class Reference:
     """reference.json."""
 
     @classmethod
-    def load(cls, folder: Path) -> Reference:
+    def load(cls, folder: Path) -> Self:
         """Raises DataError: the folder has no reference."""
         if not (folder / "reference.json").is_file():
             raise DataError(f"{folder} holds no reference.json: there is no reference; make one: dvc repro reference")

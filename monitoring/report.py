@@ -5,8 +5,6 @@ Evidently's tests and our verdict say the same (its defaults change with the num
 of its columns are). A page of its own, and a run a day in the workspace that `evidently ui --workspace .smearline/evidently` shows.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from datetime import UTC, datetime

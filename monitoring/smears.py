@@ -15,12 +15,10 @@ Blood with more blasts has another mean confidence and another mean embedding wi
 the predicted type, so that what is left is the picture and not the patient.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -98,7 +96,7 @@ class Centres:
     """Root mean square distance of a cell's embedding from its type's centre."""
 
     @classmethod
-    def of(cls, cells: pd.DataFrame) -> Centres:
+    def of(cls, cells: pd.DataFrame) -> Self:
         types = tuple(vocabulary.load().types)
         codes, values = _codes(cells, types), _values(cells)
         count, total = _sums(codes, values, len(types))

@@ -8,8 +8,6 @@ stop      moved beyond that shift and a witness disagrees: stop and review
 cannot be judged    with the reason
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime

@@ -5,8 +5,6 @@
 writes watch/SITE/DAY/: verdict.json, index.html, evidently.html, smears.parquet.
 """
 
-from __future__ import annotations
-
 import argparse
 from datetime import date, timedelta
 from pathlib import Path

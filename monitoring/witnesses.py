@@ -1,8 +1,6 @@
 """Witnesses that do not look at the pictures' colours: the reviewers who changed answers, and the analyser's differential of
 the same blood. A missing witness is printed as missing, never as agreement."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Literal

@@ -5,8 +5,6 @@ The platform chooses the cells to label (new_site.py). The head for the types is
 (confidence.mix_of). It runs in the workspace that made the recogniser, whose data are home.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Stage calibrate: what the trained recogniser may be sure of, learned on the validation cells with the model as it is served."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

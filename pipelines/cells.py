@@ -1,7 +1,5 @@
 """What every stage reads: the parameters in force and the labelled, split, scaled cells of the workspace."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Stage differentials: the whole data set recognised, a row a cell and a row a smear."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from pipelines.cells import MODEL, SPLITS, in_force

@@ -1,7 +1,5 @@
 """Stage evaluate_cells: judge the model folder, as it is served, on the test cells."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from pipelines.cells import EVALUATION, MODEL, in_force, split_cells

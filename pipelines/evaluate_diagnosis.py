@@ -1,7 +1,5 @@
 """Stage evaluate_diagnosis: cross-validation over patients beside null models, and the packaged model on test patients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -7,8 +7,6 @@ line through the errors is error = a * n ** -b (Hestness 2017, arXiv 1712.00409)
 fall; it says what to expect if more patients are like those at hand, and nothing else.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

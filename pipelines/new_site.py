@@ -4,8 +4,6 @@ Those nearest to the k-means centres of what the recogniser sees there (its pool
 over all that comes. Patients that are held out are never chosen: their labelled cells judge.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path

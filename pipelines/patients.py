@@ -1,7 +1,5 @@
 """Which smears have a patient whose diagnosis is known, and which of them may be learned from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -7,8 +7,6 @@ shard is one piece of work: OUT/SHARD.parquet holds a row a cell, as `recognitio
 it is whole. Killed at any moment, the same command does what is left.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +52,7 @@ def recognise(
     *,
     workers: int,
     gpus: float = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> dict[str, Any]:
     """Recognise what is not recognised yet.
 
@@ -110,6 +108,5 @@ def recognise(
             )
             for row in work.iter_rows():
                 done, num = done + 1, num + int(row["images"])
-                if progress:
-                    progress(done, len(shards))
+                progress(done, len(shards))
         return {**found, "images": num, "seconds": round(time.monotonic() - started, 1)}

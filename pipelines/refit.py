@@ -6,8 +6,6 @@ network of PBC alone, this named more cells rightly than training the whole netw
 Shapes: N cells, C channels of the pooled features, T types, D directions.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Stage split: who is trained on and who is tested."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipelines.cells import SPLITS

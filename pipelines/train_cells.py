@@ -1,7 +1,5 @@
 """Stage train_cells: train the recogniser and write its model folder, to which `calibrate` adds what it may be sure of."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

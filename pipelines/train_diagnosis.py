@@ -1,7 +1,5 @@
 """Stage train_diagnosis: the diagnostic model, learned from the patients outside the test split."""
 
-from __future__ import annotations
-
 from pipelines.cells import MODEL, in_force
 from pipelines.patients import DIAGNOSIS, EMPTY, diagnosed
 from smearline import diagnosis, plain_json

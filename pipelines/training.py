@@ -5,8 +5,6 @@ other run is ever continued by mistake. Checkpoints lie outside DVC's outs, whic
 removed when the run has ended.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ The first `small_epochs` see crops of `small_px`, the others of the served size:
 what it learns on the cheaper pictures. Frozen normalisations are folded into their convolutions (smearline/frozen_norm.py).
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

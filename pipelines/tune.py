@@ -4,8 +4,6 @@
 data in its name, so a killed search goes on where it stood.
 """
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

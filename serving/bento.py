@@ -5,8 +5,6 @@
 Building again what is there does nothing, so a clone that pulled `package/` from DVC's cache can build it as well.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -4,8 +4,6 @@ Times are UTC texts of one form, so that they sort; bodies are the bytes that we
 are one Parquet table each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime

@@ -5,8 +5,6 @@ DAY being the day they arrived. A shard is written before its answer is committe
 answer names, and `purge` removes it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Requests that work as they are: a smear of the workspace's own data, and the curl lines that send it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

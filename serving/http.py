@@ -1,7 +1,5 @@
 """What stands before every request to /v1: the bearer token, the limits, and errors as problem details (RFC 9457)."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

@@ -6,8 +6,6 @@ package/diagnosis/    the diagnostic model's folder, where there is one
 package/lineage.json  data, code, parameters and metrics that stand behind them, and the version: a digest of all of it
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

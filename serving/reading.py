@@ -1,7 +1,5 @@
 """What the service says of images and smears: decoded beside the recogniser, answered in the vocabulary's terms."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib

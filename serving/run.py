@@ -7,8 +7,6 @@ place of the running one; where it does not start, the one before serves on. Onl
 the environment is there.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -5,8 +5,6 @@ where there are blood counts, an analyser's export xn.csv. Each smear is one req
 second call sends nothing twice; a service that is busy is asked again.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import hashlib

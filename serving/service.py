@@ -1,7 +1,5 @@
 """The BentoML services: `Smearline` answers over HTTP, `Recogniser` runs the network and batches over requests."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,10 +4,9 @@ The random numbers of a batch are drawn on the CPU from (seed, step) for the who
 so that they do not depend on the number of workers.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ class Draws:
     """For whatever else is drawn for this batch."""
 
     @classmethod
-    def of(cls, batch: int, seed: int, step: int, mixup: float = 0.0) -> Draws:
+    def of(cls, batch: int, seed: int, step: int, mixup: float = 0.0) -> Self:
         """mixup: half of the images are mixed, with a share from Beta(mixup, mixup); 0 mixes none."""
         generator = torch.Generator().manual_seed((seed << 32) + step)
         uniform = torch.rand(batch, 15, generator=generator) * 2 - 1
@@ -42,7 +41,7 @@ class Draws:
         normal = torch.randn(batch, 3, 3, generator=generator)
         return cls(uniform, normal, torch.from_numpy(share).float(), generator)
 
-    def cut(self, rank: int, workers: int, device: torch.device) -> Draws:
+    def cut(self, rank: int, workers: int, device: torch.device) -> "Draws":
         """This rank's part: every `workers`-th image."""
         cut = [t[rank::workers].to(device, non_blocking=True) for t in (self.uniform, self.normal, self.share)]
         return Draws(cut[0], cut[1], cut[2], self.generator)

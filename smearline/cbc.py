@@ -1,7 +1,5 @@
 """Blood counts: analyser exports read into one long table, sentinels kept as missing with their reason."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """What the commands of `smearline` share: the app, the line of progress, and the way to what needs a checkout."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import time

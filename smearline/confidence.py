@@ -17,13 +17,11 @@ Everything is learned from the validation cells, which training did not see, and
 Shapes: N cells, T trained types, E embedding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from scipy.special import softmax
 
 LEAST_OF_SITE = 50
@@ -37,10 +35,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-class Confidence(BaseModel):
+class Confidence(BaseModel, frozen=True, extra="forbid"):
     """As in the card; the lists are in the order of the card's types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     coverage: float
     offsets: dict[str, tuple[float, ...]] = {}

@@ -4,8 +4,6 @@ Each says on which training cells it was measured (`data_digest`, as in a model'
 those of the model that it judges.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The commands of `smearline` that ask and keep the data set: stats, diff, verify, label, forget, compact."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

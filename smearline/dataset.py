@@ -10,14 +10,12 @@ DIR/quarantine.parquet       what was not imported, and why (QUARANTINE)
 DIR/local/files-SITE.parquet raw paths; stays on this machine, never versioned
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -126,7 +124,7 @@ class CellWriter:
         self._rows: list[Mapping[str, Any]] = []
         self._bytes = 0
 
-    def __enter__(self) -> CellWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

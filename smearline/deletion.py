@@ -7,8 +7,6 @@ again. What old versions and remotes keep: docs/deletion.md.
 A row is his where it names him; where it names no patient, it is his where its smear is his and no other patient's.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
@@ -70,7 +68,7 @@ def forget(
         return {**_finish(directory), "shared_smears": len({smear for smear in his & others if smear})}
 
 
-def compact(directory: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
+def compact(directory: Path, progress: Callable[[int, int], object] = lambda *_: None) -> dict[str, int]:
     """Rewrite the shards that hold images of deleted patients, without those.
 
     Returns:
@@ -82,8 +80,7 @@ def compact(directory: Path, progress: Callable[[int, int], None] | None = None)
         _finish(directory)  # what a `forget` that was killed left
         gone, found = dataset.deleted(directory), dataset.shards(directory)
         for number, shard in enumerate(found, 1):
-            if progress:
-                progress(number, len(found))
+            progress(number, len(found))
             sha256s = pq.read_table(shard, columns=["sha256"])["sha256"]
             going = pc.sum(pc.is_in(sha256s, pa.array(gone, pa.string()))).as_py() or 0
             site = shard.stem.rsplit("-", 1)[0]

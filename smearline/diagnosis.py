@@ -8,8 +8,6 @@ Shapley values are exact: for independent features, phi_j = w_j (x_j - mean_j) (
 corollary 1), so a reason is what moved the answer and not an estimate of it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -220,7 +218,7 @@ def write(
     not_available: dict[str, str],
     embedding_version: str,
     origin: str,
-) -> DiagnosisModel:
+) -> "DiagnosisModel":
     """Fit a model on smears whose group is known, write its folder and read it back.
 
     Args:

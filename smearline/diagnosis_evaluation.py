@@ -9,8 +9,6 @@ nulls that know nothing of morphology: the number of cells and the mean colour. 
 learnt the collection, not the disease.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a diagnosis is told: its features in words and units, the reasons that moved it, and answers as a table."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

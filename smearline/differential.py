@@ -11,8 +11,6 @@ Version `summary-1`. A row a smear:
     low_<TYPE>, high_<TYPE>   95 % Clopper-Pearson interval of each share
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +71,7 @@ def _rates(part: pd.DataFrame) -> dict[str, float | None]:
 
 
 def differential(
-    model: RecognitionModel, directory: Path, out: Path, progress: Callable[[int], None] | None = None
+    model: RecognitionModel, directory: Path, out: Path, progress: Callable[[int], object] = lambda _: None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Recognise a data set and write one row a smear to `out`, with its origin.
 

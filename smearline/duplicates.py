@@ -9,8 +9,6 @@ their first principal component. Memory is that of a few numbers an image; time 
 what an earlier search found is kept. Threshold and false-alarm rate are measured by bench/near_duplicates.py.
 """
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -47,7 +45,7 @@ def pairs(
     min_correlation: float = MIN_CORRELATION,
     *,
     new: NDArray[np.bool_] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> NDArray[np.int64]:
     """All pairs (P x 2 positions, first < second) whose thumbnails correlate at least so much.
 
@@ -79,7 +77,7 @@ def kept_pairs(
     sha256s: Sequence[str],
     thumbnails: Sequence[bytes],
     min_correlation: float = MIN_CORRELATION,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> NDArray[np.int64]:
     """As `pairs`; what was found is kept in `file` (where one is named): next time only new images are compared with all."""
     thumbnails, bits = list(thumbnails), lookup.bits(pa.array(sha256s, pa.string()))
@@ -114,7 +112,7 @@ def _near(
     points_NC: NDArray[np.float32],
     new_N: NDArray[np.bool_],
     radius: float,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], object],
 ) -> NDArray[np.int64]:
     """Positions (P x 2) of all pairs with a new one that are not further apart than `radius`, each once."""
     main = np.linalg.eigh(np.cov(points_NC.T))[1][:, -1].astype(np.float32)
@@ -144,8 +142,7 @@ def _near(
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, part in enumerate(pool.map(block, range(0, len(from_N), _BLOCK)), 1):
             found.append(part)
-            if progress:
-                progress(min(number * _BLOCK, len(from_N)), len(from_N))
+            progress(min(number * _BLOCK, len(from_N)), len(from_N))
     return np.concatenate(found)
 
 

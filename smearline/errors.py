@@ -1,19 +1,4 @@
-"""Every error a user can cause, in one tree.
-
-SmearlineError
-├── SettingsError      params.yaml has an unknown key or a value out of range
-├── VocabularyError    a class, characteristic or diagnosis that the vocabulary does not map
-├── SiteError          a site without a file, or a file that the data contradict
-├── ImportSourceError  a source, table or folder that cannot be imported
-├── ImageError         an image that cannot be used; `.reason` is its quarantine reason
-├── DataError          cells, labels or splits that cannot serve what was asked
-├── ModelError         a model folder that is missing, damaged or of another contract
-└── TokenError         a bearer token that is unknown, or may not do what was asked
-
-A message says what was given, what is accepted and what to do next.
-"""
-
-from __future__ import annotations
+"""Every error a user can cause. A message says what was given, what is accepted and what to do next."""
 
 import difflib
 from collections.abc import Iterable
@@ -24,19 +9,19 @@ class SmearlineError(Exception):
 
 
 class SettingsError(SmearlineError):
-    pass
+    """Params.yaml has an unknown key or a value out of range."""
 
 
 class VocabularyError(SmearlineError):
-    pass
+    """A class, characteristic or diagnosis that the vocabulary does not map."""
 
 
 class SiteError(SmearlineError):
-    pass
+    """A site without a file, or a file that the data contradict."""
 
 
 class ImportSourceError(SmearlineError):
-    pass
+    """A source, table or folder that cannot be imported."""
 
 
 class ImageError(SmearlineError):
@@ -54,15 +39,15 @@ class ImageError(SmearlineError):
 
 
 class DataError(SmearlineError):
-    pass
+    """Cells, labels or splits that cannot serve what was asked."""
 
 
 class ModelError(SmearlineError):
-    pass
+    """A model folder that is missing, damaged or of another contract."""
 
 
 class TokenError(SmearlineError):
-    pass
+    """A bearer token that is unknown, or may not do what was asked."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,7 +1,5 @@
 """Judging a packaged recogniser on imported cells: predictions, metrics and a page."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ def evaluate(
     seed: int = 7,
     num_errors_shown: int = 48,
     curves: Path | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Recognise cells and judge the answers; writes predictions.parquet, metrics.json, headline.json,
     evaluation.html, and suspects.csv: cells whose label the model contradicts with 0.95 and more, for an expert to look at.

@@ -5,8 +5,6 @@ convolution's weights (a few thousand numbers) instead of its output (millions):
 s = scale / sqrt(variance + eps). Weights, scales and biases stay parameters of their own under their own names.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Arrays are H x W x 3, uint8, RGB.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

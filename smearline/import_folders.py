@@ -1,7 +1,5 @@
 """The two folders of an import: the one that is read, each file once, and the one that is written, by one run at a time."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ The folder is read in sorted order, so that the same files make the same shards.
 run again: whole shards are known, half ones were never renamed into place.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable
@@ -73,7 +71,7 @@ def import_source(
     into: Path,
     *,
     microns_per_px: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress = lambda *_: None,
 ) -> ImportReport:
     """Import the folder `root`, laid out as `source`, as images of `site` into the data set `into`.
 
@@ -161,7 +159,7 @@ class _Import:
         assert match is not None, "only what fits is described"
         return self.tables.describe(path, match.groupdict(""))
 
-    def images(self, root: Path, paths: list[str], progress: Progress | None) -> None:
+    def images(self, root: Path, paths: list[str], progress: Progress) -> None:
         """Import every image among `paths`; all that can be refused is refused before anything is written."""
         found = self.sort(paths)
         if not found:
@@ -180,7 +178,7 @@ class _Import:
             self.report.count_values = int(known["value"].notna().sum())
             self.store(corrected, paths)
 
-    def write(self, root: Path, paths: list[str], progress: Progress | None) -> set[str]:
+    def write(self, root: Path, paths: list[str], progress: Progress) -> set[str]:
         """New images into new shards, a block of files at a time. Returns the images whose file was imported before: their
         labels are said anew."""
         known, files_before, gone = lookup.Known(self.into), self.files(), set(dataset.deleted(self.into))
@@ -245,8 +243,7 @@ class _Import:
                     if owner["patient"]:
                         patients[owner["patient"], owner["smear"]] = owner | _patient(item)
                 self.labels.append(pa.Table.from_pylist(labels, schema=dataset.LABELS))
-                if progress:
-                    progress(min(start + _BLOCK, len(paths)), len(paths))
+                progress(min(start + _BLOCK, len(paths)), len(paths))
         table = self.into / "labels" / f"patients-{self.site.name}.parquet"
         old = (
             {(row["patient"], row["smear"]): row for row in pq.read_table(table).to_pylist()} if table.exists() else {}

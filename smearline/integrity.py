@@ -1,7 +1,5 @@
 """Is a data set whole? Every byte of every file, every label's image, every split; and what to do where not."""
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -77,7 +75,7 @@ def verify(
     *,
     splits: Path | None = None,
     decode: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> list[Finding]:
     """Everything that is wrong with a data set; nothing where it is whole.
 
@@ -91,8 +89,7 @@ def verify(
     with ThreadPoolExecutor() as pool:
         done = pool.map(lambda shard: _shard(shard, directory, version, decode), shards)
         for number, (problem, rows) in enumerate(done, 1):
-            if progress:
-                progress(number, len(shards))
+            progress(number, len(shards))
             found += [problem] if problem else []
             parts += [rows] if rows is not None else []
     whole = pa.concat_tables(parts)

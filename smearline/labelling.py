@@ -1,7 +1,5 @@
 """Labels from a table, for images that are in the data set: what an expert read again, or resolved."""
 
-from __future__ import annotations
-
 import re
 from datetime import datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which images a data set holds, in a few bytes each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

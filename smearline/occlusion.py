@@ -5,8 +5,6 @@ It needs nothing of the network but its answers. Class activation maps were trie
 feature map sees the whole crop, and the maps of real networks peaked in a corner, not on the cell.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

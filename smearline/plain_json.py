@@ -1,7 +1,5 @@
 """JSON as this product writes it: numbers to six places, what is no number as null."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

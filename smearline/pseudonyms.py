@@ -1,7 +1,5 @@
 """Patients and smears are known by keyed pseudonyms from the moment of import."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os

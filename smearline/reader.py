@@ -10,8 +10,6 @@ Row groups are fetched by one thread, ahead; crops are decoded on others, into t
 where the crop needs less than half of the picture's resolution, then the field alone is resized. Pixels stay uint8.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -3,8 +3,6 @@
 Shapes: B images, T trained types, V characteristic values in all, C channels of the last feature map, E embedding.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

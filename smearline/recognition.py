@@ -4,8 +4,6 @@ A model folder holds recogniser.onnx, model.json (what the outputs mean, how ima
 and trained_on.parquet (which cells and patients it has seen, so that nobody is judged on them unawares).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,7 @@ import onnxruntime
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from smearline import dataset, images, plain_json, sites, staining, vocabulary
 from smearline.confidence import Confidence
@@ -32,10 +30,8 @@ ONNX_FILE, CARD_FILE, SEEN_FILE = "recogniser.onnx", "model.json", "trained_on.p
 _BATCH = 32
 
 
-class ModelCard(BaseModel):
+class ModelCard(BaseModel, frozen=True, extra="forbid"):
     """model.json: what a recogniser's outputs mean and where it comes from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     contract: str
     vocabulary: str
@@ -145,7 +141,7 @@ def recognise(
     directory: Path,
     *,
     keep: set[str] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> tuple[pd.DataFrame, NDArray[np.float16]]:
     """Recognise the cells of a data set, in their stored order.
 
@@ -171,7 +167,7 @@ def recognised(
     *,
     shards: Sequence[Path] | None = None,
     keep: set[str] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
     threads: int = 2,
 ) -> Iterator[pa.Table]:
     """Tables of `table_of`, a batch at a time, so that memory is that of a batch; `shards`: of these alone. As `recognise`."""
@@ -195,8 +191,7 @@ def recognised(
                 batch, about = np.stack(crops[start : start + _BATCH]), metadata[start : start + _BATCH]
                 outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
                 yield table_of(model.card, about, batch, *outputs)
-                if progress:
-                    progress(len(about))
+                progress(len(about))
 
 
 def table_of(

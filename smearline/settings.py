@@ -1,7 +1,5 @@
 """params.yaml as one typed, frozen model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

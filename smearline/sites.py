@@ -1,7 +1,5 @@
 """Sites: one YAML file a laboratory, saying how its images and counts are made and what may be done with them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, Literal

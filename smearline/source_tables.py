@@ -1,7 +1,5 @@
 """What a source says of a file: by its path, and in the tables that lie beside the images, read once and joined by key."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

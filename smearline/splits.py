@@ -6,8 +6,6 @@ else cell), so that a group keeps its place when other data are added, near dupl
 between two patients makes them one group, which takes the place of the smaller: then the other's cells may move.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +28,7 @@ def assign(
     test_only_sites: Sequence[str] = (),
     near_duplicate_correlation: float = duplicates.MIN_CORRELATION,
     kept: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> pd.DataFrame:
     """Columns sha256, split ('train', 'val', 'test'), group and near_duplicate (whether it has one), in the order of `frame`.
 

@@ -18,8 +18,6 @@ no glass); a smear is judged on the median of its crops.
 Blocks of JPEG are not measured: the crop is resized from the scanner's grid, which hides their period.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """What a data set holds, told without reading a picture: by site, scanner, stain, type, label source, month and split."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

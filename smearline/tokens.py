@@ -4,8 +4,6 @@ tokens.yaml holds, by name, the SHA-256 of the token, its roles and its sites; n
 bits, so that a plain hash of it cannot be searched. `create` shows it once.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import hmac
@@ -17,16 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from smearline.errors import TokenError, nearest
 
 ROLES = ("recognise", "diagnose", "review", "approve")
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Entry(BaseModel, frozen=True, extra="forbid"):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     roles: tuple[str, ...]
     sites: tuple[str, ...] | None = None

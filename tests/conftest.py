@@ -1,7 +1,5 @@
 """What the tests share: pictures drawn for them, the real sets where they lie, and the closing account of the suite."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Iterator

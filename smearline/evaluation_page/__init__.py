@@ -4,8 +4,6 @@ metrics.json as one self-contained HTML file: no script, font or image comes fro
 stands in the templates (autoescaped) beside this module.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,8 +1,6 @@
 """What a recogniser is worth, as one JSON-able dictionary: per class, per site and by patient, in figures that do not
 flatter (decision 10)."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """Blasts: cell by cell, and on each smear, which is what a laboratory acts on."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

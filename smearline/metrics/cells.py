@@ -3,8 +3,6 @@
 Legend of shapes: N cells, K types (columns of a confusion), R codes = types and parents (its rows).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

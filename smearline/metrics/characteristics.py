@@ -6,8 +6,6 @@ something of its own only where it beats that. Of a cell labelled with a parent,
 child that the recogniser named, so that knowing band from segmented does not pass for knowing the granules.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

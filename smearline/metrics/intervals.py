@@ -10,8 +10,6 @@ seen: with few patients an interval still says little, so the number of patients
 Legend of shapes: N cells, B = 1 + RESAMPLES, of which the first is observed and the others are its replicates.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq

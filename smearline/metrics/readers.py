@@ -5,8 +5,6 @@ that lie under two labels, such as JHU's pictures in two folders; they were foun
 gives one of the labels says something.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

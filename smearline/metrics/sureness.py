@@ -4,8 +4,6 @@ The sets, the abstention and the distance are what smearline/confidence.py learn
 other patients and other sites, where nothing is promised.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

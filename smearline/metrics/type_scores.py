@@ -12,8 +12,6 @@ How a parent label counts. A cell labelled only 'neutrophil' (NEUT)
 - is tolerated only where the predicted type neighbours every child, so that a parent label cannot flatter.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

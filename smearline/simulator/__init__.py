@@ -4,8 +4,6 @@ It makes the platform run on a fresh machine and gives drift and diagnosis a kno
 performance: shapes, rates and counts are made up (`population.yaml` says what is unrealistic).
 """
 
-from __future__ import annotations
-
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +42,7 @@ def simulate(
     seed: int,
     num_patients: int,
     cells_per_smear: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> SimulationSummary:
     """Draw laboratories into `out`/<site>/, as class folders with labels.csv, patients.csv and xn.csv.
 
@@ -82,8 +80,7 @@ def simulate(
                 exports.append(export(patient, site.cbc_units, _acquired(simulation, index), _rng(key, _ANALYSER)))
                 num_bytes += smear_bytes
                 counts.update(rows["type"])
-                if progress:
-                    progress(counts.total(), len(sites) * num_patients * cells_per_smear)
+                progress(counts.total(), len(sites) * num_patients * cells_per_smear)
         fields = ["patient", "smear", "diagnosis", "age", "sex"]
         pd.DataFrame(people)[fields].to_csv(folder / "patients.csv", index=False, lineterminator="\n")
         pd.DataFrame(exports).to_csv(folder / "xn.csv", index=False, lineterminator="\n")

@@ -5,8 +5,6 @@ reference intervals. Values agree with each other: HCT = MCV x RBC, MCH = HGB / 
 sums to 100 %, and each absolute count is its share of WBC.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 

@@ -5,12 +5,11 @@ float32 arrays of one broadcastable shape, points are complex numbers; every sca
 is widened to float64. Textures are band-limited noise and granules, made once for a scale and then cut at random places.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +117,7 @@ class Window:
         x, y = self.xy
         return x + amplitude_um * self.texture(name), y + amplitude_um * self.texture(name_y or name)
 
-    def about(self, point: complex) -> Window:
+    def about(self, point: complex) -> Self:
         """The same part seen from another point."""
         return replace(self, xy=(self.xy[0] - point.real, self.xy[1] - point.imag))
 

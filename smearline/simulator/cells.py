@@ -1,7 +1,5 @@
 """One cell from the glass up: cytoplasm, granules, nucleus, inclusions."""
 
-from __future__ import annotations
-
 import math
 from cmath import rect
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What is no nucleated cell: platelets, smudged nuclei, stain precipitate, clumps and dirt."""
 
-from __future__ import annotations
-
 import math
 from cmath import rect
 

@@ -1,7 +1,5 @@
 """The picture of one cell: red cells and platelets around it, the cell in the middle, a neighbour at the border."""
 
-from __future__ import annotations
-
 import math
 from cmath import rect
 from dataclasses import replace

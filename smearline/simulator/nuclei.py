@@ -1,7 +1,5 @@
 """Nuclei: their outline as a signed distance about the window's origin, and the chromatin within."""
 
-from __future__ import annotations
-
 import math
 from cmath import rect
 

@@ -1,7 +1,5 @@
 """From dyes to a picture: stain, light, lens and sensor of one site."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What is to be drawn: patients, the mix of cells on their smears and each cell's characteristics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -5,8 +5,6 @@ images and what their columns mean, and how its class names map onto the vocabul
 step by step.
 """
 
-from __future__ import annotations
-
 import re
 from importlib.resources import files
 from typing import Literal

@@ -3,8 +3,6 @@
 All of it is data (the YAML files beside this module); a 15th type or a 25th characteristic changes those files alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache

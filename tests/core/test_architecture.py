@@ -1,7 +1,5 @@
 """The bones: who may import whom, what installs together, and that the documents name what exists."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

@@ -1,7 +1,5 @@
 """Analyser exports: a sentinel is missing with its reason, never a number."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Limits learned on validation cells keep what they promise on cells of the same kind, and say so where they cannot."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

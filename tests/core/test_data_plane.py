@@ -1,7 +1,5 @@
 """What is asked of a data set and what keeps it: which images it knows, counts, damage, and a patient's deletion."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 from datetime import UTC, datetime

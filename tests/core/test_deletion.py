@@ -1,7 +1,5 @@
 """A patient who is deleted is gone everywhere, stays gone, and whatever is killed half-way is ended by the next command."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The evaluation page: complete, self-contained, and harmless whatever stands in the data."""
 
-from __future__ import annotations
-
 import json
 import re
 from html.parser import HTMLParser

@@ -1,7 +1,5 @@
 """The README's figures are those of bench/results, and of nothing else."""
 
-from __future__ import annotations
-
 from conftest import CHECKOUT
 
 from bench import figures

@@ -1,7 +1,5 @@
 """Pictures are cropped by physical size, and the same cell looks the same whatever the scanner's resolution."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Import: every file is accounted for, and what the sources say is kept."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import struct

@@ -1,7 +1,5 @@
 """The metrics of a recogniser, on examples small enough to be checked by hand."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

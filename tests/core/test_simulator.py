@@ -1,7 +1,5 @@
 """The simulated laboratory: what it writes, that it writes the same twice, and that each characteristic is drawn."""
 
-from __future__ import annotations
-
 import hashlib
 from datetime import datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Splits: no patient and no near duplicate stands on two sides."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

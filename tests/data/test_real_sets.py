@@ -1,7 +1,5 @@
 """The real sets, as their owners lay them out: the numbers of an import."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The audit log shows what was done to it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

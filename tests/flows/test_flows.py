@@ -1,7 +1,5 @@
 """Retrain, promote, approve, rollback and trace on a small workspace with real git, DVC, gto and Prefect."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

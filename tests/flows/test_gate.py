@@ -1,7 +1,5 @@
 """The gate says no where it must: worse, incomplete, worse at one site, blind to blasts, or trained on the frozen smears."""
 
-from __future__ import annotations
-
 import random
 
 import pandas as pd

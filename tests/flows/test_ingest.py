@@ -1,7 +1,5 @@
 """Ingest takes each thing in once, whenever it was cut off before."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 

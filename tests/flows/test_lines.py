@@ -1,7 +1,5 @@
 """A workspace takes the product's last commit and its recipe, and leaves the product alone."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The flow monitor: cases that the service answered in, a verdict, its pages, a line in the audit log out; and `trace`."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The times stand in prefect.yaml alone, one run at a time; and only reports are shown over HTTP."""
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections.abc import Iterator

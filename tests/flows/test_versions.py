@@ -1,7 +1,5 @@
 """What changed between two versions of the data set, and whether it is whole, by the installed command in a workspace."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,8 +1,6 @@
 """A small workspace, real in all its parts: git, DVC with a remote, labelled cells of two sites, a pipeline of three stages
 that ends in a package. What it lacks is a network: its package says what it would name."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The small workspace of `tiny`, made once and copied for each test."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The diagnostic model: its reasons are exact, it knows when to be silent, and it never mixes what must not be mixed."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

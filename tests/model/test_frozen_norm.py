@@ -1,7 +1,5 @@
 """Folding frozen normalisation changes no answer, no gradient and no name."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """`evaluate` and `differential` with a packaged recogniser: what they write is a contract."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 from pathlib import Path

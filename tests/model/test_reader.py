@@ -1,7 +1,5 @@
 """The reader gives the pictures that were asked for, in an order that hangs on nothing but seed and epoch, group by group."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

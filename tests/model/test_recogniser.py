@@ -1,7 +1,5 @@
 """The network, its loss, the order of its images, and the form in which it is served."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Cells as the recogniser and the log describe them, drawn from random numbers: smears differ, and so do cells."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path

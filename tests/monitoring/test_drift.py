@@ -1,7 +1,5 @@
 """What differs is called in its own family, what does not is not, and chance is called as often as is stated."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

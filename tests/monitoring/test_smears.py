@@ -1,7 +1,5 @@
 """Cells become smears, and what differs by patient is kept apart from what differs by picture."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

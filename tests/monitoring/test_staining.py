@@ -1,7 +1,5 @@
 """Staining and optics are measured on glass, red cells and nucleus, and one is not taken for the other."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter

@@ -1,7 +1,5 @@
 """From an inference log to a verdict in one sentence, its page and Evidently's."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

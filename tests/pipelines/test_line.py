@@ -1,7 +1,5 @@
 """The whole line in a small workspace: DVC, Ray, a second clone, an experiment, a killed worker."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

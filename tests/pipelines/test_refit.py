@@ -1,7 +1,5 @@
 """The head for the types, fitted anew on frozen features."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

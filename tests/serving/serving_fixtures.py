@@ -1,7 +1,5 @@
 """A tiny package of real models, and the service started on it as users start it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The case store by itself: versions, retention, and what it does when two processes meet."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -1,7 +1,5 @@
 """What stands before every request, where a running service would take half a minute to show it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

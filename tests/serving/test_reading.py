@@ -1,7 +1,5 @@
 """Readings by a real model: what it was not taught it does not say."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 

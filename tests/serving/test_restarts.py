@@ -1,7 +1,5 @@
 """What a service keeps through a crash, and how it goes over to another version."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The service as it runs: what it answers, what it refuses, what it keeps."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Tokens: kept as hashes, checked in one place."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
