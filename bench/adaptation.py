@@ -145,9 +145,10 @@ def main() -> None:
         keep = set(judged["sha256"])
         first = figures(judged, recognise(RecognitionModel(model), data, keep=keep)[0])
         rows.append({"labels": 0, "mix estimated": False, **first})
-        for budget in given.budget:
+        site = new_site.NewSite(model, cells, None, given.budget)
+        for budget, chosen in site.chosen(given.budget, Path(temporary) / "listed.csv").items():
             started, out = time.monotonic(), Path(temporary) / f"adapted-{budget}"
-            report = adapt.adapt(model, cells, budget, out)
+            report = adapt._adapt(site, budget, chosen, out)
             found = figures(judged, recognise(RecognitionModel(out), data, keep=keep)[0])
             home = {when: f["accuracy"] for when, f in report["home_validation_cells"].items()}
             minutes = round((time.monotonic() - started) / 60, 1)
