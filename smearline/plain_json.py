@@ -31,7 +31,7 @@ def shown(content: Any, as_json: bool) -> str:
     """For a terminal: YAML, or JSON where that was asked for."""
     if as_json:
         return json.dumps(content, indent=1)
-    said: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10_000)
+    said: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000)
     return said.rstrip()
 
 
