@@ -23,8 +23,7 @@ RUN_FILE = STATE / "run.json"
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def reproduce(space: Workspace, stage: str) -> State[Any]:
-    """One stage as DVC does it, its output in the log; it waits for another DVC command to end. The state's name says whether it
-    ran."""
+    """One stage as DVC does it, its output in the log. The state's name says whether it ran."""
     started = time.monotonic()
     try:
         said = space.run("dvc", "repro", "--single-item", stage)

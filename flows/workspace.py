@@ -85,18 +85,16 @@ class Workspace:
                 now would bring back what is old.
         """
         there = [data / name for name in VERSIONED if (self.folder / data / name).exists()]
-        pointers = {str(path): self.folder / f"{path}.dvc" for path in there}
-        if not all(pointer.exists() for pointer in pointers.values()):
-            return bool(there)
-        if not there:
-            return False
-        now = {name: yaml.safe_load(pointer.read_text())["outs"][0]["md5"] for name, pointer in pointers.items()}
+        pointers = {f"{data}/{name}": self.folder / data / f"{name}.dvc" for name in VERSIONED}
+        now = {
+            name: yaml.safe_load(path.read_text())["outs"][0]["md5"] for name, path in pointers.items() if path.exists()
+        }
+        found = {name: what for name, what in self.differing().items() if name in now}
         kept = self.folder / STATE / "data-version.json"
-        found = self.status(*map(str, pointers.values()))
-        told = {name: what for stage in found.values() for one in stage for name, what in one["changed outs"].items()}
-        if set(told.values()) <= {"not in cache"}:  # what lies here is the version, of which DVC's cache holds nothing
-            kept.parent.mkdir(exist_ok=True)
-            plain_json.write(kept, now)
+        if all(str(path) in now for path in there) and set(found.values()) <= {"deleted"}:
+            if there and not found:
+                kept.parent.mkdir(exist_ok=True)
+                plain_json.write(kept, now)
             return False
         if kept.exists() and plain_json.read(kept) != now:
             raise BehindVersion(
@@ -105,17 +103,39 @@ class Workspace:
             )
         return True
 
+    def differing(self) -> dict[str, str]:
+        """The data (no stage's outs) that are not what their pointers say, by path: 'deleted', 'modified' or 'new'.
+
+        The bytes here are compared: of a pointer that `git pull` brought `dvc status` says 'not in cache', whatever lies here.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        try:
+            with Repo(str(self.folder)) as repo:
+                outs = [out for stage in repo.index.stages if not stage.cmd for out in stage.outs]
+                told = {os.path.relpath(out.fspath, repo.root_dir): out.workspace_status() for out in outs}
+        except DvcException as error:
+            raise FlowError(f"what lies in {self.folder} cannot be compared with its pointers: {error}") from error
+        return {name: next(iter(what.values())) for name, what in told.items() if what}
+
     def status(self, *targets: str) -> dict[str, Any]:
-        """What differs from its pointer or from what dvc.lock holds, as DVC says it; waits for another DVC command to end."""
+        """What differs from its pointer or from what dvc.lock holds, as DVC says it; waits for who holds DVC's lock."""
         said = self.quiet(sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json", *targets)
         found: dict[str, Any] = json.loads(said)
         return found
 
     def refuse_unversioned(self, data: Path) -> None:
-        """Raises FlowError where the data are no version yet, or older than their pointers."""
+        """Raises FlowError where the data, or others that DVC holds, are no version yet, or older than their pointers."""
         if self.data_changed(data):
             raise FlowError(
                 f"what lies in {data} is no version yet. Run the flow ingest, or: dvc add {data}/… && git commit"
+            )
+        if found := self.differing():
+            told = ", ".join(f"{name} ({what})" for name, what in found.items())
+            raise FlowError(
+                f"not what their pointers say: {told}. What is gone comes back by dvc checkout (dvc pull); what is new or modified "
+                "becomes a version by dvc add and git commit"
             )
 
     def quiet(self, *command: str) -> str:
@@ -146,8 +166,8 @@ class Workspace:
         return {"DVC_SITE_CACHE_DIR": str(folder)}
 
     def run(self, *command: str, **variables: str) -> list[str]:
-        """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines. DVC waits for another DVC
-        command to end.
+        """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines. DVC waits for
+        another command that holds its lock; while a stage runs DVC holds none, and says what is busy.
 
         Raises:
             FlowError: it failed; the message holds its last lines.

@@ -167,13 +167,15 @@ def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]
 def moment(text: str) -> datetime:
     """A point in time; without an offset it is UTC.
 
-    Raises ValueError: of '03/04/2024' nobody knows which is the month, so the year must stand first.
+    Raises ValueError: of '03/04/2024' nobody knows which is the month, so the year must stand first, and months be numbers.
     """
+    plain = text.strip().replace("/", "-").removesuffix("UTC").rstrip()
+    plain = re.sub(r"(?<![\d.])(\d)(?!\d)", r"0\1", plain)  # as spreadsheets write: 2024/3/4 8:05
     try:
-        found = datetime.fromisoformat(text.strip().replace("/", "-"))
-    except ValueError:
+        found = datetime.fromisoformat(plain)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ValueError(f"'{text}' is no date like 2024/01/31 or 2024-01-31T08:30:00+01:00") from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def _refuse_contradictions(found: pd.DataFrame, key: list[str], name: str) -> None:

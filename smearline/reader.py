@@ -148,7 +148,7 @@ def targets(
     column = {t: i for i, t in enumerate(types)}
     allowed = np.zeros((len(frame), len(types)), bool)
     for row, code in enumerate(frame["true_type"]):
-        if code is not None:
+        if isinstance(code, str):
             allowed[row, [column[c] for c in words.children(code) if c in column]] = True
     values = np.full((len(frame), len(characteristics)), -1, np.int64)
     for k, (name, known) in enumerate(characteristics.items()):

@@ -84,6 +84,24 @@ def test_text_under_any_heading_may_be_a_name_and_is_not_kept(tmp_path: Path):
     assert found["value"].dropna().tolist() == [6.1]
 
 
+@pytest.mark.parametrize(
+    ("text", "iso"),
+    [
+        ("2024/3/4 8:05", "2024-03-04T08:05:00+00:00"),
+        ("2021-05-21 20:42:39 UTC", "2021-05-21T20:42:39+00:00"),
+        ("2024-01-31T08:30:07.5+01:00", "2024-01-31T07:30:07.500000+00:00"),
+    ],
+)
+def test_a_date_that_can_be_read_in_one_way_is_read(text: str, iso: str):
+    assert cbc.moment(text).isoformat() == iso
+
+
+@pytest.mark.parametrize("text", ["3/4/2024", "5.1.2024", "31 Jan 2024", "0001-01-01T00:00:00+01:00", ""])
+def test_any_other_date_is_refused(text: str):
+    with pytest.raises(ValueError, match="is no date like"):
+        cbc.moment(text)
+
+
 def test_another_csv_is_refused(tmp_path: Path):
     with pytest.raises(ImportSourceError, match=r"no column 'Sample No\.'"):
         cbc.read_export(put(tmp_path / "xn.csv", "a,b\n1,2\n"))

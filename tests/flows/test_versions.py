@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, put
 from tiny import cell
 
 from flows import versions
@@ -139,6 +139,39 @@ def test_data_that_are_older_than_their_pointers_are_never_made_a_version(space:
     assert [f["kind"] for f in found if f["kind"] in ("behind", "unversioned", "missing")] == ["behind"]
     record.write_text(newest)  # the data were that version, and somebody changed them here
     assert space.data_changed(DATA)
+
+
+@pytest.mark.mission("data that are older than what git pull brought are never made a version nor trained on")
+def test_after_a_git_pull_without_a_dvc_pull_the_data_are_behind(space: Workspace):
+    """DVC's cache holds nothing of the version that was pulled: `dvc status` says 'not in cache', and no more."""
+    data = space.folder / "data"
+    space.commit("first", *space.add_data(DATA))
+    shutil.copytree(data, space.folder.parent / "old data")
+    record = (space.folder / ".smearline" / "data-version.json").read_text()
+    deletion.forget(data, "lab", "lab-p1", "asked for it", datetime.now(UTC))
+    space.commit("forgotten, elsewhere", *space.add_data(DATA))
+    shutil.rmtree(space.folder / ".dvc" / "cache")
+    for name in ("cells", "labels"):
+        shutil.rmtree(data / name)
+        shutil.copytree(space.folder.parent / "old data" / name, data / name)
+    put(space.folder / ".smearline" / "data-version.json", record)
+    for asked in (space.data_changed, space.refuse_unversioned):
+        with pytest.raises(FlowError, match="dvc checkout"):
+            asked(DATA)
+    assert (space.folder / ".smearline" / "data-version.json").read_text() == record
+
+
+def test_data_that_changed_are_seen_though_the_cache_is_empty_and_so_is_a_table_that_is_gone(space: Workspace):
+    space.commit("first", *space.add_data(DATA))
+    shutil.rmtree(space.folder / ".dvc" / "cache")
+    space.refuse_unversioned(DATA)
+    deletion.forget(space.folder / "data", "lab", "lab-p1", "asked for it", datetime.now(UTC))
+    assert space.data_changed(DATA)
+    space.commit("forgotten", *space.add_data(DATA))
+    space.refuse_unversioned(DATA)
+    shutil.rmtree(space.folder / "data" / "labels")
+    with pytest.raises(FlowError, match=r"data/labels \(deleted\)"):
+        space.refuse_unversioned(DATA)
 
 
 def test_a_fresh_clone_is_verified(space: Workspace):

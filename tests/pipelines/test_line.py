@@ -326,6 +326,7 @@ def test_where_no_validation_cell_can_judge_nothing_is_trained(
     monkeypatch.chdir(tmp_path)
     frame = frame[(frame["split"] == "val") | (frame["true_type"] != "BLAST")]
     given = frame.assign(true_type=frame["true_type"].where(frame["split"] != "val", "BLAST"))
+    given.loc[given.index[given["split"] == "val"][0], "true_type"] = float("nan")  # as an image without a label has it
     for module in (tune, learning_curve):
         monkeypatch.setattr(module, "split_cells", lambda _: given)
     monkeypatch.setattr(learning_curve, "in_force", lambda: parameters(epochs=1))
