@@ -142,7 +142,7 @@ def index() -> Response:
 async def recognise(request: Request) -> Response:
     """Each image's type, probabilities and characteristics, or its own error."""
     http.allowed(request, "recognise")
-    parts = await http.multipart(request, "site", "smear", "acquired_at")
+    parts = await http.multipart(request, _RECOGNISE)
     return await _answer(request, "recognise", _valid(SmearRequest, parts.texts), parts)
 
 
@@ -150,7 +150,7 @@ async def recognise(request: Request) -> Response:
 async def diagnose(request: Request) -> Response:
     """The differential of a smear, and its diagnosis with reasons, or an abstention with its own."""
     http.allowed(request, "diagnose")
-    parts = await http.multipart(request, "request")
+    parts = await http.multipart(request, _DIAGNOSE)
     given = http.parse_json(parts.texts.get("request", "null"))
     return await _answer(request, "diagnose", _valid(DiagnoseRequest, given), parts)
 
@@ -160,7 +160,7 @@ async def occluded(request: Request) -> Response:
     """A PNG of one image and of what its type rests on; the type, given or as it is answered, is the header Smearline-Type.
     Nothing is kept."""
     http.allowed(request, "recognise")
-    parts = await http.multipart(request, "site", "type")
+    parts = await http.multipart(request, _OCCLUSION)
     asked = _valid(SmearRequest, {"site": parts.texts.get("site")})
     reader = request.app.state.desk.reader
     site = _site_of(request, asked)

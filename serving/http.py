@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -137,12 +137,14 @@ class Parts:
     """Of all of it, so that a resend is known for one whatever its multipart boundary."""
 
 
-async def multipart(request: Request, *texts: str) -> Parts:
-    """Read the parts `images`, `cbc` and the named texts; HTTPException (400, 413, 415, 422) for anything else."""
+async def multipart(request: Request, known: Iterable[str]) -> Parts:
+    """Read the parts `known`, of which `images` and `cbc` are files and the others texts; HTTPException (400, 413, 415, 422) for
+    anything else."""
+    known = tuple(known)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise HTTPException(415, "send multipart/form-data: the parts " + ", ".join((*texts, "images")))
+        raise HTTPException(415, "send multipart/form-data: the parts " + ", ".join(known))
     try:
-        form = await request.form(max_files=LIMITS["images"] + 2, max_fields=len(texts) + 1)
+        form = await request.form(max_files=LIMITS["images"] + 2, max_fields=len(known))
     except StarletteHTTPException as error:
         if str(error.detail).startswith("Too many files"):
             raise HTTPException(413, f"a request has at most {LIMITS['images']} images") from error
@@ -151,8 +153,8 @@ async def multipart(request: Request, *texts: str) -> Parts:
     for name, part in form.multi_items():
         read.setdefault(name, []).append(await part.read() if isinstance(part, UploadFile) else part.encode())
     await form.close()
-    if unknown := sorted(set(read) - {*texts, "images", "cbc"}):
-        raise HTTPException(422, f"unknown part '{unknown[0]}'; known: {', '.join((*texts, 'images', 'cbc'))}")
+    if unknown := sorted(set(read) - set(known)):
+        raise HTTPException(422, f"unknown part '{unknown[0]}'; known: {', '.join(known)}")
     for name, number, data in [(n, i, d) for n, values in read.items() for i, d in enumerate(values)]:
         if len(data) > LIMITS["part_bytes"]:
             raise HTTPException(413, f"{name} {number} has {len(data)} bytes; at most {LIMITS['part_bytes']}")

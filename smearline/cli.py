@@ -1,5 +1,6 @@
 """The command `smearline`."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -202,11 +203,12 @@ def token(
     name: Annotated[str, typer.Argument(help="Who holds it: it stands in answers, reviews and approvals.")],
     roles: Annotated[str, typer.Option(help="Comma-separated, of recognise, diagnose, review, approve.")],
     sites: Annotated[str | None, typer.Option(help="Comma-separated; default: every site.")] = None,
-    file: Annotated[Path, typer.Option(help="The service's file of tokens.")] = Path(".smearline/service/tokens.yaml"),
+    file: Annotated[Path | None, typer.Option(help="Default: the service's, tokens.yaml in $SMEARLINE_HOME.")] = None,
 ) -> None:
     """Make a bearer token and show it, once: the file keeps its hash alone. A line taken out of the file voids a token."""
     from smearline import tokens
 
+    file = file or Path(os.environ.get("SMEARLINE_HOME") or ".smearline/service", "tokens.yaml")
     named = None if sites is None else [site.strip() for site in sites.split(",")]
     print(tokens.create(file, name, [role.strip() for role in roles.split(",")], named))
 

@@ -57,7 +57,7 @@ class Confidence(BaseModel, frozen=True, extra="forbid"):
     whitening: tuple[tuple[float, ...], ...]
     """E x E: the distance is the length of (embedding - centre) @ whitening; empty where no type has a centre."""
     blast_from: float | None = None
-    """The least probability of a blast from which `blast_ppv` of the validation cells are blasts (metrics.blasts)."""
+    """A probability of a blast from which at least `blast_ppv` of the validation cells are blasts (metrics.blasts)."""
     blasts_above: float | None = None
     """A smear with a larger share of cells called blasts is flagged (metrics.blasts.false_alarm_share)."""
     blast_free: tuple[int, int] = (0, 0)

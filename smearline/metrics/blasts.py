@@ -44,22 +44,26 @@ def score_blasts(cells: pd.DataFrame, rng: np.random.Generator, blast_from: floa
 
 
 LEAST_FOUND = 20
+BETA = 2
 
 
 def probability_for_ppv(
     chance_N: NDArray[np.floating], true_N: NDArray[np.bool_], ppv: float, least: int = LEAST_FOUND
 ) -> float | None:
-    """The least probability from which `ppv` and more of the cells are blasts, six places, rounded down; None where there is none
-    that `least` cells reach.
+    """Of the probabilities from which `ppv` and more of the cells are blasts, the one of the greatest F-measure, in which
+    sensitivity weighs `BETA` times as much as PPV (van Rijsbergen 1979); six places, rounded down; None where there is none that
+    `least` cells reach.
 
-    To be learned on cells that do not judge it. A positive predictive value hangs on how many blasts there are among the cells.
+    The least such probability would give PPV away where it finds no further blast. To be learned on cells that do not judge it. A
+    positive predictive value hangs on how many blasts there are among the cells.
     """
     order = np.argsort(-chance_N, kind="stable")
     sorted_N = chance_N[order].astype(float)
     last = np.append(np.diff(sorted_N) != 0, True)  # cells of one probability are found together or not at all
-    count = np.arange(1, len(order) + 1)
-    enough = np.flatnonzero(last & (count >= least) & (np.cumsum(true_N[order]) / count >= ppv))
-    return float(np.floor(sorted_N[enough[-1]] * 1e6) / 1e6) if len(enough) else None
+    count, right = np.arange(1, len(order) + 1), np.cumsum(true_N[order])
+    measure = (1 + BETA**2) * right / (count + BETA**2 * true_N.sum())
+    measure[~last | (count < least) | (right / count < ppv)] = -1
+    return float(np.floor(sorted_N[measure.argmax()] * 1e6) / 1e6) if (measure > 0).any() else None
 
 
 PSEUDO_CELLS = 100

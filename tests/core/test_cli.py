@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import picture, put
 
 from smearline import tokens
@@ -42,7 +43,7 @@ def test_a_users_mistake_is_one_message_without_a_trace(tmp_path: Path, sites_fo
         assert says in done.stderr, done.stderr
 
 
-def test_a_token_is_made_and_shown_once(tmp_path: Path):
+def test_a_token_is_made_and_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "service" / "tokens.yaml"
     done = smearline("token", "haematologist", "--roles", "review, approve", "--sites", "lab", "--file", str(file))
     assert done.returncode == 0, done.stderr
@@ -50,6 +51,9 @@ def test_a_token_is_made_and_shown_once(tmp_path: Path):
     assert (holder.name, holder.roles, holder.sites) == ("haematologist", {"review", "approve"}, {"lab"})
     assert done.stdout.strip() not in file.read_text()
     assert "unknown role 'aprove'" in smearline("token", "x", "--roles", "aprove", "--file", str(file)).stderr
+    monkeypatch.setenv("SMEARLINE_HOME", str(tmp_path / "elsewhere"))
+    other = smearline("token", "x", "--roles", "review").stdout.strip()
+    assert tokens.holder(tmp_path / "elsewhere" / "tokens.yaml", other).name == "x", "where the service looks for it"
 
 
 def test_a_map_that_is_none_is_refused(tmp_path: Path, sites_folder: Path):

@@ -200,6 +200,9 @@ def test_the_probability_from_which_enough_cells_are_blasts_takes_ties_together(
     assert probability_for_ppv(chance, ~true, 0.9, 1) is None
     assert probability_for_ppv(chance, true, 0.7, 4) == 0.1 and probability_for_ppv(chance, true, 0.8, 4) is None
     assert probability_for_ppv(chance, true, 0.7) is None, "seven cells are too few for a limit"
+    falling, first_ten = np.linspace(0.95, 0.5, 12), np.arange(12) < 10
+    limit = probability_for_ppv(falling, first_ten, 0.8, 1)
+    assert falling[10] < limit <= falling[9], "no further blast is found below, and PPV is not given away for none"
 
 
 @pytest.mark.mission("possible blasts are counted from the model's own limit on")

@@ -193,7 +193,10 @@ def test_what_is_wrong_with_a_request_is_said(client: httpx.Client):
     assert "multipart" in problem(client.post("/v1/recognise", json={"site": "sim_north"}), 415)
     assert "sim_north" in problem(send(data={"site": "sim_nord"}), 422)
     assert "unknown part 'colour'" in problem(send(data={"site": "sim_north", "colour": "blue"}), 422)
-    assert "at least one part" in problem(send(files=[("images", None)][:0] or [("cbc", ("x", b"a"))]), 422)
+    assert "unknown part 'cbc'" in problem(send(data={"site": "sim_north", "cbc": "HGB"}), 422), (
+        "a diagnosis alone reads it"
+    )
+    assert "at least one part" in problem(send(data={}, files=[("site", (None, "sim_north"))]), 422)
     assert "no JSON" in problem(client.post("/v1/diagnose", data={"request": "{"}, files=parts(picture(1))), 400)
     assert "acquired_at" in problem(diagnose(client, "W", picture(1), acquired_at="yesterday"), 422)
     assert "neither a number" in problem(diagnose(client, "W", picture(1), cbc={"WBC": [1]}), 422)
