@@ -110,6 +110,9 @@ def inner(workspace: Path, test: set[str], budgets: list[int], strengths: list[f
                                     f"{where}, {when}, named": found["named"],
                                 }
                                 row |= {f"{where}, {when}, balanced": found["balanced_accuracy"]}
+                        adapted = RecognitionModel(place / f"adapted-{budget}")
+                        there = figures(site.judged, recognise(adapted, cells, keep=set(site.judged["sha256"]))[0])
+                        row |= {name: there[name]["value"] for name in ("ten types", "ten types, by parents")}
                         rows.append(row)
                         print({name: round(value, 4) for name, value in row.items()}, flush=True)
         mean = pd.DataFrame(rows).groupby(["strength", "labels"]).mean().drop(columns="seed").round(4).reset_index()
