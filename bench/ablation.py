@@ -43,7 +43,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "no label smoothing": {"train": {"label_smoothing": 0.0}},
     "no averaging of weights": {"train": {"ema_decay": 0.0}},
     "no characteristics": {"train": {"characteristics_weight": 0.0}},
-    "small pictures first, then large": {"image": {"size_px": 160}, "train": {"epochs": 7, "small_epochs": 5}},
     "small pictures alone": {"image": {"size_px": 96}, "train": {"epochs": 10}},
     "a field of 25 um": {"image": {"field_um": 25.0}},
     "what a search found": {  # the best trial of bench/results/search.json

@@ -25,7 +25,6 @@ def main() -> None:
     with contextlib.chdir(given.workspace):
         over = {
             "image": {"size_px": 96},
-            "train": {"small_epochs": 0},
             "tune": {"trials": given.trials, "epochs": given.epochs, "parallel": 2, "workers": 1, "unpruned": 4},
         }
         raw = settings.load().model_dump(mode="json")

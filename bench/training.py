@@ -103,7 +103,7 @@ def main() -> None:
     raw = settings.load(workspace / "params.yaml").model_dump(mode="json")
     over = {
         "image": {"size_px": given.size_px},
-        "train": {"epochs": EPOCHS, "small_epochs": 0, "batch_size": 64, "checkpoint_steps": 0},
+        "train": {"epochs": EPOCHS, "batch_size": 64, "checkpoint_steps": 0},
     }
     params = settings.check(settings.overlaid(raw, over), "bench")
     rounds: dict[str, list[float]] = {}

@@ -57,7 +57,7 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
             part = train[place < share] if share < 1 else train
             # As many steps as the whole data take; the types are those of the part.
             longer = max(1, round(epochs * len(train) / max(1, len(part))))
-            over = {"train": {"epochs": longer, "small_epochs": 0, "seed": params.train.seed + seed}}
+            over = {"train": {"epochs": longer, "seed": params.train.seed + seed}}
             tried = settings.check(settings.overlaid(params.model_dump(mode="json"), over), "learning-curve")
             print(f"share {share:g}, seed {seed}: {len(part)} cells, {part['patient'].nunique()} patients", flush=True)
             last = training.fit(pd.concat([part, watched], ignore_index=True), tried, label="  ").history[-1]

@@ -1,7 +1,6 @@
 """What one Ray Train worker does: its part of every batch, the network and its average, checkpoints.
 
-The first `small_epochs` see crops of `small_px`, the others of the served size: a convolutional network learns most of
-what it learns on the cheaper pictures. Frozen normalisations are folded into their convolutions (smearline/frozen_norm.py).
+Frozen normalisations are folded into their convolutions (smearline/frozen_norm.py).
 """
 
 import json
@@ -75,12 +74,9 @@ class _Run:
         train, self.train_targets = _labelled(frame[frame["split"] == "train"], types, characteristics)
         val, self.val_targets = _labelled(frame[frame["split"] == "val"], types, characteristics)
         threads = self.train.threads_per_worker
-        self.train_crops, self.val_crops = {}, {}
-        for size in {self.size_px(0), image.size_px}:
-            wide = round(size * image.margin)
-            self.train_crops[size] = reader.Crops(train, image.field_um * wide / size, wide, threads)
-            self.val_crops[size] = reader.Crops(val, image.field_um, size, threads)
-        self.groups = self.train_crops[image.size_px].groups
+        wide = round(image.size_px * image.margin)
+        self.train_crops = reader.Crops(train, image.field_um * wide / image.size_px, wide, threads)
+        self.val_crops = reader.Crops(val, image.field_um, image.size_px, threads)
         self.weights = reader.drawing_weights(train, self.train.balance)
         self.steps = max(1, len(train) // self.train.batch_size)
         self.optimizer = torch.optim.AdamW(
@@ -91,11 +87,6 @@ class _Run:
         total = self.train.epochs * self.steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _warmup_cosine(total, self.train.warmup))
 
-    def size_px(self, epoch: int) -> int:
-        """The side of the crops of this epoch; after the last one, that of the service."""
-        small = epoch < min(self.train.small_epochs, self.train.epochs)
-        return self.train.small_px if small else self.params.image.size_px
-
     def batches(self, epoch: int, first: int) -> Iterator[_Batch]:
         """This rank's part of every batch from step `first` on; the next ones are read meanwhile.
 
@@ -103,10 +94,10 @@ class _Run:
         that any number of workers takes the same steps.
         """
         size = self.train.batch_size
-        order = reader.epoch_order(self.groups, self.weights, self.steps * size, self.train.seed, epoch)
+        order = reader.epoch_order(self.train_crops.groups, self.weights, self.steps * size, self.train.seed, epoch)
         order = order.reshape(self.steps, size)
         mine = order[:, self.rank :: self.workers]
-        read = self.train_crops[self.size_px(epoch)].batches(mine.ravel(), mine.shape[1], first)
+        read = self.train_crops.batches(mine.ravel(), mine.shape[1], first)
         for step, crops in enumerate(read, first):
             allowed, values = (torch.from_numpy(t[mine[step]]).to(self.device) for t in self.train_targets)
             whole_allowed, whole_values = (t[order[step]] for t in self.train_targets)
@@ -164,7 +155,7 @@ class _Run:
             return losses
 
         for step, batch in enumerate(self.batches(epoch, len(losses)), len(losses)):
-            new.append(self._step(batch, self.size_px(epoch)))
+            new.append(self._step(batch))
             if every and (step + 1) % every == 0 and step + 1 < self.steps:
                 save(of_the_whole())
             if time.monotonic() - said > 20:
@@ -173,16 +164,15 @@ class _Run:
                 self.say(f"  epoch {epoch + 1}: {step + 1}/{self.steps} batches, loss {loss:.3f}")
         return float(np.mean(of_the_whole()))
 
-    def _step(self, batch: _Batch, size_px: int) -> Tensor:
+    def _step(self, batch: _Batch) -> Tensor:
         """One step of the optimizer, over `accumulate` parts of the batch; the batch's loss."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.train.accumulate
         losses = []
         for number in range(parts):
             part = batch.part(number, parts)
-            images = augmentation.augment(
-                part.crops, part.draws, size_px, self.params.image.margin, self.train.stain_jitter
-            )
+            image = self.params.image
+            images = augmentation.augment(part.crops, part.draws, image.size_px, image.margin, self.train.stain_jitter)
             if self.train.mixup:
                 images = augmentation.mix(images, part.draws.share)
             images = images.contiguous(memory_format=torch.channels_last)
@@ -214,15 +204,14 @@ class _Run:
         return loss
 
     @torch.inference_mode()
-    def validate(self, size_px: int) -> dict[str, float]:
-        """Loss, accuracy, balanced accuracy and fitted temperature of the averaged network on the validation cells, seen at this
-        size."""
+    def validate(self) -> dict[str, float]:
+        """Loss, accuracy, balanced accuracy and fitted temperature of the averaged network on the validation cells."""
         self.averaged.eval()
         if not (num_cells := len(self.val_targets[0])):
             return {"temperature": 1.0}
         mine = np.arange(num_cells)[self.rank :: self.workers]
         parts = []
-        for read in self.val_crops[size_px].batches(mine, 64):
+        for read in self.val_crops.batches(mine, 64):
             crops = torch.from_numpy(read).to(self.device)
             parts.append(self.averaged(crops.permute(0, 3, 1, 2).float() / 255.0)[0].float().cpu())
         own = torch.cat(parts) if parts else torch.zeros(0, len(self.plain.types))
@@ -293,7 +282,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
         loss = run.epoch(epoch, losses, within)
         losses = []
-        row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate(run.size_px(epoch + 1))}
+        row = {"epoch": float(epoch + 1), "train_loss": round(loss, 6), **run.validate()}
         history = [*history, row]
         run.save(row, epoch + 1, losses, history)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")

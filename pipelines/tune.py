@@ -106,8 +106,7 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
 def _run(study: optuna.Study, trial: optuna.Trial, frame: pd.DataFrame, params: settings.Settings) -> None:
     """Train with what the trial suggests, and tell the study."""
     tune = params.tune
-    small = round(params.train.small_epochs * tune.epochs / params.train.epochs)
-    shorter = {"train": {"epochs": tune.epochs, "small_epochs": small, "workers": tune.workers}}
+    shorter = {"train": {"epochs": tune.epochs, "workers": tune.workers}}
     overlay = settings.overlaid(shorter, trial.user_attrs["overlay"])
     tried = settings.check(settings.overlaid(params.model_dump(mode="json"), overlay), f"trial {trial.number}")
 

@@ -56,8 +56,6 @@ class TrainSettings(_Section):
     threads_per_worker: int = Field(ge=1)
     gpus_per_worker: float = Field(ge=0)
     epochs: int = Field(ge=1)
-    small_epochs: int = Field(ge=0)
-    small_px: int = Field(ge=32, le=1024)
     batch_size: int = Field(ge=2)
     accumulate: int = Field(ge=1)
     lr: float = Field(gt=0)
