@@ -2,11 +2,12 @@
 
     smearline recognise --model package/recogniser --cells data --out recognised [--workers 2]
 
-On this machine, or on the cluster at $RAY_ADDRESS (where data set, model and OUT lie under the same paths on every node). A
-shard is one piece of work: OUT/SHARD.parquet holds a row a cell, as `recognition.table_of` says, and is renamed into place when
-it is whole. Killed at any moment, the same command does what is left.
+On this machine, or on the cluster at $RAY_ADDRESS (where data set, model, OUT and the folder of site files lie under the same paths
+on every node). A shard is one piece of work: OUT/SHARD.parquet holds a row a cell, as `recognition.table_of` says, renamed into
+place when it is whole. Killed at any moment, the same command does what is left.
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import ray
 import ray.data
 
 from pipelines.training import start_ray
-from smearline import dataset
+from smearline import dataset, sites
 from smearline.errors import DataError
 from smearline.import_folders import locked
 from smearline.recognition import RecognitionModel, columns, recognised
@@ -32,7 +33,8 @@ _ROWS = 8192
 class RecogniseShard:
     """A worker: the model loaded once, then a shard at a time."""
 
-    def __init__(self, model: str, cells: str, out: str) -> None:
+    def __init__(self, model: str, cells: str, out: str, places: str) -> None:
+        os.environ[sites.SITES_VARIABLE] = places  # as the driver's: Ray may have been started elsewhere
         self.model, self.cells, self.out = RecognitionModel(Path(model), threads=1), Path(cells), Path(out)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def recognise(
             ray.data.DataContext.get_current().enable_progress_bars = False
             work = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
                 RecogniseShard,  # type: ignore[arg-type]  # Ray's own note says a class will do
-                fn_constructor_args=[str(p.absolute()) for p in (model, cells, out)],
+                fn_constructor_args=[str(p.absolute()) for p in (model, cells, out, sites.directory())],
                 compute=ray.data.ActorPoolStrategy(size=min(workers, len(todo))),
                 num_cpus=1,
                 num_gpus=gpus or None,

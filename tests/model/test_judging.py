@@ -197,9 +197,14 @@ def test_a_damaged_model_folder_says_what_is_wrong(folder: Path):
 
 
 def test_a_whole_data_set_is_recognised_shard_by_shard_and_goes_on_where_it_stood(
-    folder: Path, cells: Path, tmp_path: Path
+    folder: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from pipelines import recognise as job
+    from pipelines import training
+
+    with monkeypatch.context() as before:
+        before.delenv(sites.SITES_VARIABLE)
+        training.start_ray(2, 1)  # as another job of this process, or a cluster, has it: without these site files
 
     def run(model: Path = folder) -> dict:
         return job.recognise(model, cells, tmp_path / "out", workers=2)
