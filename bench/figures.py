@@ -252,9 +252,9 @@ def _sureness(real: dict[str, Any]) -> list[str]:
     found = "; ".join(
         f"{words} {_interval(smears[name])} of {smears[name]['smears']}"
         for name, words in (
-            ("any_blast_found", "any signed blast: found in"),
-            ("many_blasts_found", "5 % and more: found in"),
-            ("no_blast_and_few_predicted", "no blast: not flagged"),
+            ("any_blast_flagged", "any signed blast: flagged"),
+            ("many_blasts_flagged", "5 % and more: flagged"),
+            ("no_blast_flagged", "no blast: flagged"),
         )
     )
     pseudo = ", ".join(f"{v['flagged']} of {v['smears']} of {k}" for k, v in real["blast"]["pseudo_smears"].items())

@@ -57,12 +57,11 @@ def compare(
     another cell is called one (at a third of the margin, since blasts are rare).
 
     Args:
-        cells: the frozen cells: sha256, site, patient (may be null), true_type (a type or a parent; not null).
+        cells: the frozen cells: sha256, site, patient, smear (both may be null), true_type (a type or a parent; not null).
         challenger, champion: sha256 to predicted type; None: there is no champion yet, and a metric need only exist.
     """
     words, rng = vocabulary.load(), np.random.default_rng(seed)
-    whose = cells["site"] + "/" + cells["patient"].astype("string")
-    cells = cells.assign(cluster=pd.factorize(whose.fillna("cell " + cells["sha256"]))[0].astype(np.int64))
+    cells = cells.assign(cluster=pd.factorize(dataset.whose(cells))[0].astype(np.int64))
     models = {"challenger": challenger} if champion is None else {"challenger": challenger, "champion": champion}
 
     def told(right: Callable[[str, str], bool]) -> pd.DataFrame:
@@ -87,7 +86,8 @@ def compare(
 
 def _check(metric: str, cells: pd.DataFrame, margin: float, rng: np.random.Generator, by: str | None = None) -> Check:
     """The share right (the mean of it over the values of `by`), challenger against champion."""
-    num, clusters, patients_known = len(cells), cells["cluster"].nunique(), cells["patient"].notna().any()
+    num, clusters = len(cells), cells["cluster"].nunique()
+    unit = "patients" if cells["patient"].notna().any() else "smears" if cells["smear"].notna().any() else ""
     group_N = np.zeros(num, np.int64) if by is None else pd.factorize(cells[by])[0]
     values = {who: _mean(cells[who].to_numpy(float), group_N) for who in ("challenger", "champion") if who in cells}
     new, old = values["challenger"], values.get("champion")
@@ -97,12 +97,12 @@ def _check(metric: str, cells: pd.DataFrame, margin: float, rng: np.random.Gener
         return told(None, False, f"missing for the {missing[0]} ({why}): refused")
     if old is None or new is None:
         return told(None, True, "no champion: nothing to compare")
-    few = patients_known and clusters < LEAST_PATIENTS
+    few = unit and clusters < LEAST_PATIENTS
     if metric.endswith(".accuracy") and (num < LEAST_CELLS or few):
-        of = f" of {clusters} patients" if patients_known else ""
+        of = f" of {clusters} {unit}" if unit else ""
         return told(None, True, f"not tested: {num} cells{of} can show nothing; watch this site")
     if few:
-        return told(None, False, f"{clusters} patients cannot show it; {LEAST_PATIENTS} are needed")
+        return told(None, False, f"{clusters} {unit} cannot show it; {LEAST_PATIENTS} are needed")
     change_N = (cells["challenger"] - cells["champion"] + 1).to_numpy(np.int64)
     index_N1, num_groups = (3 * group_N + change_N)[:, None], int(group_N.max()) + 1
     counts_BG3 = bootstrap_counts(cells["cluster"].to_numpy(), index_N1, 3 * num_groups, rng).reshape(-1, num_groups, 3)
@@ -125,7 +125,7 @@ def _mean(right_N: np.ndarray, group_N: np.ndarray) -> float | None:
 
 
 def seen_in_training(cells: pd.DataFrame, trained_on: pd.DataFrame) -> Check:
-    """No frozen cell, nor another cell of its patient, may be in the challenger's training set (sha256, site, patient)."""
+    """No frozen cell, nor another cell of its patient, may be in the challenger's training set (sha256, site, patient, smear)."""
     num = int(dataset.trained_on(cells, trained_on).sum())
     says = "none was trained on" if not num else f"{num} frozen cells, or their patients, were trained on: refused"
     if trained_on.empty:

@@ -71,7 +71,9 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
     of_champion: dict[str, Any] = {"metrics": {}}
     if champion:
         of_champion = plain_json.read(registry.fetched(space, champion, "package") / "lineage.json")
-    seen = pd.read_parquet(package / "recogniser" / "trained_on.parquet", columns=["sha256", "site", "patient"])
+    listed = package / "recogniser" / "trained_on.parquet"
+    known = set(pq.read_schema(listed).names)  # older packages do not know the smear
+    seen = pd.read_parquet(listed, columns=sorted({"sha256", "site", "patient", "smear"} & known))
     checks = [
         *gate.compare(cells, new, old, margin=params.gate.margin, seed=params.gate.seed),
         gate.seen_in_training(cells, seen),

@@ -38,10 +38,11 @@ def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None
         DataError: cells that were chosen have no label; the message says where they are listed. Or there is nothing to choose, or
             with a budget of 0 no mix to estimate.
     """
+    out = out.absolute()
     _refuse_other(out)
     site, listed = NewSite(model, cells, weights, [budget]), out.with_name(f"{out.name}.chosen.csv")
     chosen = site.chosen([budget], listed)
-    ask_for_labels(chosen, site.predictions, listed, out)
+    ask_for_labels(site, chosen, listed, out)
     return _adapt(site, budget, chosen[budget], out)
 
 
@@ -52,11 +53,12 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     Cells that one budget chose are not those of a smaller one and some more: labels of all of them are asked for before anything is
     fitted. Raises as `adapt`.
     """
+    out = out.absolute()
     for budget in budgets:
         _refuse_other(out / str(budget))
     site, listed = NewSite(model, cells, weights, budgets), out.with_name(f"{out.name}.chosen.csv")
     chosen = site.chosen(budgets, listed)
-    ask_for_labels(chosen, site.predictions, listed, out)
+    ask_for_labels(site, chosen, listed, out)
     rows = list[dict[str, Any]]()
     for budget, part in chosen.items():
         report = _adapt(site, budget, part, out / str(budget))
@@ -70,9 +72,8 @@ def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: 
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "adaptation_curve.csv", index=False)
     if (table["model"] == "adapted").any():
-        left = curves.leave(
-            curves.FOLDER, out.name, curves.Adaptation, data_digest=site.model.card.data_digest, rows=rows
-        )
+        name = "-".join([*sorted(set(site.index["site"]) - set(site.model.card.sites)), out.name])
+        left = curves.leave(curves.FOLDER, name, curves.Adaptation, data_digest=site.model.card.data_digest, rows=rows)
         print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
     long = table.melt(["where", "model", "labels"], ["accuracy", "balanced_accuracy"], "figure", "share")
     by = {"color": "figure", "line_dash": "where", "symbol": "model"}

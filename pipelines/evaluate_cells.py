@@ -12,6 +12,8 @@ def main() -> None:
     params = in_force()
     frame = split_cells(params)
     test = set(frame.loc[frame["split"] == "test", "sha256"])
+    if not test:
+        raise DataError("no cell is for the test; give split.test more than 0")
     done = 0
 
     def progress(count: int) -> None:

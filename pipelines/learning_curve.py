@@ -1,8 +1,8 @@
 """`smearline learning-curve`: how good the recogniser gets with a part of its data, and so what more data would bring.
 
 Patients (smears or cells, where no patient is known) are left out, not single cells, and the parts lie one within the other. Each
-part is trained on for the same number of steps and judged on the same validation cells, of types that every part teaches; the
-test cells stay untouched. The
+part is trained on for the same number of steps, to half an epoch of its own, and judged on the same validation cells, of types
+that every part teaches; the test cells stay untouched. The
 line through the errors is error = a * n ** -b (Hestness 2017, arXiv 1712.00409), drawn on to four times the data where the errors
 fall; it says what to expect if more patients are like those at hand, and nothing else.
 """
@@ -55,8 +55,7 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     for seed, place in enumerate(places):
         for share in sorted(shares):
             part = train[place < share] if share < 1 else train
-            # As many steps as the whole data take; the types are those of the part.
-            longer = max(1, round(epochs * len(train) / max(1, len(part))))
+            longer = as_long(epochs, len(train), len(part), params.train.batch_size)  # the types are those of the part
             over = {"train": {"epochs": longer, "seed": params.train.seed + seed}}
             tried = settings.check(settings.overlaid(params.model_dump(mode="json"), over), "learning-curve")
             print(f"share {share:g}, seed {seed}: {len(part)} cells, {part['patient'].nunique()} patients", flush=True)
@@ -74,6 +73,12 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
     (out / "learning_curve.html").write_text(page(table, told), encoding="utf-8")
     return told
+
+
+def as_long(epochs: int, whole: int, part: int, batch: int) -> int:
+    """The epochs of `part` cells that take as many steps as `epochs` of the whole: the nearest there are."""
+    steps = [max(1, cells // batch) for cells in (whole, part)]  # as training_loop counts them
+    return max(1, round(epochs * steps[0] / steps[1]))
 
 
 def expected(table: pd.DataFrame, name: str) -> Json | None:

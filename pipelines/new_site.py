@@ -195,9 +195,9 @@ def choose(features_NC: refit.Floats, budget: int, seed: int) -> list[int]:
     return [int(i) for i in np.flatnonzero(~free)]
 
 
-def ask_for_labels(chosen: dict[int, pd.DataFrame], predictions: pd.DataFrame, listed: Path, out: Path) -> None:
+def ask_for_labels(site: NewSite, chosen: dict[int, pd.DataFrame], listed: Path, out: Path) -> None:
     """Raises DataError where a chosen cell has no undisputed label, after listing them in a table a site, which keeps what was
-    filled in; and what was chosen, in `listed`."""
+    filled in, of other cells without a label too; and what was chosen, in `listed`."""
     every = pd.concat(chosen.values()).drop_duplicates("sha256")
     missing = every[every["true_type"].isna() | every["conflicted"].astype(bool)]
     if missing.empty:
@@ -206,15 +206,22 @@ def ask_for_labels(chosen: dict[int, pd.DataFrame], predictions: pd.DataFrame, l
     rows = [part[["sha256"]].assign(budget=budget) for budget, part in chosen.items()]
     before = pd.read_csv(listed, dtype={"sha256": str}) if listed.is_file() else _NONE_LISTED
     pd.concat([before[~before["budget"].isin(chosen)], *rows]).to_csv(listed, index=False)
-    said = predictions.set_index("sha256")["predicted_type"]
+    said = site.predictions.set_index("sha256")["predicted_type"]
+    labelled = set(site.index.loc[site.index["true_type"].notna() & ~site.index["conflicted"].astype(bool), "sha256"])
     about = missing[["sha256", "site", "patient", "smear"]].assign(suggested=said.reindex(missing["sha256"]).to_numpy())
     about.to_csv(out.with_name(f"{out.name}.suggested.csv"), index=False)
     steps = []
     for name, part in missing.groupby("site"):
-        table, filled = out.with_name(f"{out.name}.to-label-{name}.csv"), pd.Series(dtype=str)
+        table, rows = out.with_name(f"{out.name}.to-label-{name}.csv"), part[["sha256"]].assign(type="")
         if table.is_file():
-            filled = pd.read_csv(table, dtype=str, keep_default_na=False).set_index("sha256")["type"]
-        part[["sha256"]].assign(type=part["sha256"].map(filled).fillna("")).to_csv(table, index=False)
+            begun = pd.read_csv(table, dtype=str, keep_default_na=False)
+            if missing_columns := {"sha256", "type"} - set(begun):
+                raise DataError(
+                    f"{table} was begun and has no column {' nor '.join(sorted(missing_columns))} any more; it is a table of "
+                    "sha256,type with commas: save it so, or remove it"
+                )
+            rows = pd.concat([begun[(begun["type"] != "") & ~begun["sha256"].isin(labelled)][["sha256", "type"]], rows])
+        rows.drop_duplicates("sha256").to_csv(table, index=False)
         steps.append(f"smearline label {table} --site {name} --by ROLE --supersede --data CELLS")
     raise DataError(
         f"{len(missing)} of the {len(every)} cells that were chosen have no undisputed label. Fill in the column type, then "

@@ -59,9 +59,8 @@ def write(
     plain_json.write(folder / CARD_FILE, card.model_dump(mode="json"))
     # The validation cells chose the temperature, so they are no fair test either.
     seen = frame[frame["split"] != "test"]
-    seen[["sha256", "site", "patient", "true_type", *network.characteristics]].to_parquet(
-        folder / SEEN_FILE, index=False
-    )
+    about = ["sha256", "site", "patient", "smear", "true_type", *network.characteristics]
+    seen[about].to_parquet(folder / SEEN_FILE, index=False)
 
 
 if __name__ == "__main__":

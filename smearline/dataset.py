@@ -273,11 +273,28 @@ def iter_rows(
                 yield here.select(list(columns)).to_pydict()
 
 
+def patients(cells: pd.DataFrame) -> pd.Series:
+    """The patient of each image (site, smear, patient); where none is given, that of another image of its smear."""
+    return cells["patient"].fillna(cells.groupby(["site", "smear"])["patient"].transform("first"))
+
+
+def whose(cells: pd.DataFrame) -> pd.Series:
+    """What is not independent of each image (sha256, site, smear, patient) has the same name: that of its patient, of its smear
+    where no patient is known, of itself where neither is."""
+    names = "cell/" + cells["sha256"]
+    for kind, of in (("smear", cells["smear"]), ("patient", patients(cells))):
+        names = (cells["site"] + f"/{kind}/" + of.fillna("")).where(of.notna(), names)
+    return names
+
+
 def trained_on(cells: pd.DataFrame, seen: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which cells (sha256, site, patient), or another cell of their patient, stand among `seen` (a model's trained_on.parquet)."""
-    whose = seen.loc[seen["patient"].notna(), ["site", "patient"]]
-    of_patient = pd.MultiIndex.from_frame(cells[["site", "patient"]]).isin(pd.MultiIndex.from_frame(whose))
-    return np.asarray(cells["sha256"].isin(seen["sha256"]).to_numpy(bool) | of_patient)
+    """Which cells (sha256, site, smear, patient), or others of their patient or smear, stand among `seen` (a model's
+    trained_on.parquet; older ones do not know the smear)."""
+    found = cells["sha256"].isin(seen["sha256"]).to_numpy(bool, copy=True)
+    for kind in {"patient", "smear"} & set(seen):
+        known = pd.MultiIndex.from_frame(seen.loc[seen[kind].notna(), ["site", kind]])
+        found |= pd.MultiIndex.from_frame(cells[["site", kind]]).isin(known)
+    return np.asarray(found)
 
 
 def digest(frame: pd.DataFrame) -> str:

@@ -104,7 +104,12 @@ def differential(
 def read(path: Path) -> pd.DataFrame:
     """A file that `differential` wrote. Raises DataError where it is none."""
     try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        as_written = dict.fromkeys(("site", "smear", "patient"), "string")
+        frame = (
+            pd.read_csv(path, dtype=as_written, keep_default_na=False, na_values=[""])
+            if path.suffix == ".csv"
+            else pd.read_parquet(path)
+        )
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as differentials (.parquet or .csv): {error}") from error
     if missing := {"site", "smear", "num_counted", "summary_version", "embedding"} - set(frame):
@@ -113,5 +118,4 @@ def read(path: Path) -> pd.DataFrame:
         )
     if path.suffix == ".csv":
         frame["embedding"] = [np.array(text.split(), np.float32) for text in frame["embedding"]]
-        frame = frame.astype({"smear": "string", "patient": "string"})
     return frame

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from smearline import duplicates
+from smearline import dataset, duplicates
 from smearline.errors import DataError
 
 
@@ -49,11 +49,11 @@ def assign(
         raise DataError(
             f"split names the sites {sorted(unknown)}, which are not in the data; there are {sorted(sites)}"
         )
-    keys = _natural_keys(frame)
+    keys = dataset.whose(frame)
     codes, _ = pd.factorize(keys)
     near = duplicates.kept_pairs(kept, frame["sha256"], frame["thumbnail"], near_duplicate_correlation, progress)
     component = duplicates.groups(codes.max() + 1, codes[near])[codes]
-    rank = np.select([frame["patient"].notna(), frame["smear"].notna()], ["0", "1"], "2")
+    rank = np.select([dataset.patients(frame).notna(), frame["smear"].notna()], ["0", "1"], "2")
     group = (rank + keys).groupby(component).transform("min").str[1:]
     place = (_places(group, seed) - fold * test) % 1
     split = pd.Series(np.select([place < test, place < test + val], ["test", "val"], "train"), frame.index)
@@ -75,18 +75,11 @@ def places(frame: pd.DataFrame, seed: int) -> pd.Series:
     Args:
         frame: sha256, site, patient, smear.
     """
-    return _places(_natural_keys(frame), seed)
+    return _places(dataset.whose(frame), seed)
 
 
 def _places(group: pd.Series, seed: int) -> pd.Series:
     return group.map({g: _unit_hash(seed, g) for g in group.unique()})
-
-
-def _natural_keys(frame: pd.DataFrame) -> pd.Series:
-    keys = "cell/" + frame["sha256"]
-    for kind in ("smear", "patient"):
-        keys = (frame["site"] + f"/{kind}/" + frame[kind].fillna("")).where(frame[kind].notna(), keys)
-    return keys
 
 
 def _unit_hash(seed: int, key: str) -> float:

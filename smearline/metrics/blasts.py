@@ -130,7 +130,6 @@ def score_smears(cells: pd.DataFrame, rng: np.random.Generator, flag_above: floa
         named.assign(
             true=named["label"] == codes().codes.index(BLAST),
             said=named["predicted"] == codes().types.index(BLAST),
-            cluster=named["cluster"].where(named["patient"].notna(), -1 - named["cluster"]),
         )
         .groupby(["site", "smear"])
         .agg(

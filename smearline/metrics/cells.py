@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from smearline.dataset import patients, whose
 from smearline.errors import DataError, nearest
 from smearline.vocabulary import load
 
@@ -55,7 +56,7 @@ def read_cells(predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The table with `label` (index in `codes().codes`, -1 where the cell is not labelled), `predicted` (index in
-        `codes().types`) and `cluster` (the patient within its site; a cell without a patient is its own).
+        `codes().types`) and `cluster` (the patient within its site; else the smear, else the cell itself).
 
     Raises:
         DataError: a column is missing, sha256 repeats, a type code is unknown, no cell is labelled, or the
@@ -88,9 +89,7 @@ def read_cells(predictions: pd.DataFrame) -> pd.DataFrame:
             f"{int(bad_N.sum())} cells have probabilities that are no distribution (first: {cells['sha256'][first]}, "
             f"sum {total_N[first]:.4f}); each must lie in 0..1 and their sum within {SUM_TOLERANCE} of 1"
         )
-    keys = cells["site"].astype(str) + "/" + cells["patient"].astype(str)
-    keys = keys.where(cells["patient"].notna(), "//" + cells["sha256"].astype(str))
-    return cells.assign(label=label_N, predicted=predicted_N, cluster=pd.factorize(keys)[0])
+    return cells.assign(label=label_N, predicted=predicted_N, cluster=pd.factorize(whose(cells))[0])
 
 
 def indices(column: pd.Series, known: tuple[str, ...], name: str) -> Ints:
@@ -123,6 +122,7 @@ def num_patients(cells: pd.DataFrame) -> int:
 
 
 def interval_by(cells: pd.DataFrame) -> str:
-    """What the intervals resample: 'patient', 'cell' (no patient is known) or 'patient, else cell'."""
-    known = cells["patient"].notna()
-    return "patient" if known.all() else "patient, else cell" if known.any() else "cell"
+    """What the intervals resample: 'patient'; 'smear' where no patient is known, 'cell' where neither is; 'patient, else cell' and
+    so on."""
+    kinds = np.select([patients(cells).notna(), cells["smear"].notna()], ["patient", "smear"], "cell")
+    return ", else ".join(kind for kind in ("patient", "smear", "cell") if (kinds == kind).any())

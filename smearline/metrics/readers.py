@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from smearline.dataset import whose
 from smearline.metrics.intervals import share
 from smearline.vocabulary import load
 
@@ -46,7 +47,7 @@ def score_readers(predictions: pd.DataFrame, labels: pd.DataFrame, seed: int) ->
     pairs = pairs[(pairs["reading"] == "disputed") | ~pairs["seen_in_training"].astype(bool)]
     for (site, reading), part in pairs.groupby(["site", "reading"]):
         rng = np.random.default_rng(seed)
-        clusters = part["patient"].fillna(part["sha256"]).to_numpy(str)
+        clusters = whose(part).to_numpy(str)
         firsts = [{c for label in given for c in words.children(label)} for given in part["first"]]
         said = part["predicted_type"].tolist()
         hits = {"model_agrees_with_first": [s in first for s, first in zip(said, firsts, strict=True)]}

@@ -103,6 +103,13 @@ def test_an_interval_widens_when_errors_cluster_in_few_patients() -> None:
     assert width(clustered["accuracy"]) > 3 * width(apart["accuracy"])
     assert apart["accuracy"]["low"] <= 0.686  # Wilson's for 150 of 200 is 0.686 to 0.805
     assert (clustered["patients"], clustered["interval_by"]) == (4, "patient")
+    frame = table(cells, [None] * 200).assign(smear=[f"s{i // 50}" for i in range(200)])
+    by_smear = scored(frame)["types"]["overall"]
+    assert by_smear["accuracy"] == clustered["accuracy"] and by_smear["interval_by"] == "smear", (
+        "where no patient is known"
+    )
+    frame.loc[:9, ["patient", "smear"]] = [["p", None]] * 10
+    assert scored(frame)["types"]["overall"]["interval_by"] == "patient, else smear"
 
 
 def test_the_bootstrap_is_that_of_whole_clusters() -> None:
@@ -377,9 +384,9 @@ def test_readers_are_compared_where_there_are_two_labels():
     labels += [label(f"r{i}", "MONO", "reannotation", by="and again") for i in range(2)]
     labels += [label("d", t, conflicted=True) for t in ("LYMPH", "LYMPH_ATYP", "MONO")] + [label("x", "EOS")]
     said = ["BLAST"] * 6 + ["MONO"] * 4
-    rows = [(f"r{i}", "lmu", f"p{i}", said[i], i == 0) for i in range(10)]
-    rows += [("d", "jhu", "q", "MONO", True), ("x", "jhu", "q", "EOS", False)]
-    columns = ["sha256", "site", "patient", "predicted_type", "seen_in_training"]
+    rows = [(f"r{i}", "lmu", f"p{i}", said[i], i == 0, None) for i in range(10)]
+    rows += [("d", "jhu", "q", "MONO", True, None), ("x", "jhu", "q", "EOS", False, None)]
+    columns = ["sha256", "site", "patient", "predicted_type", "seen_in_training", "smear"]
     disputed, again, third = score_readers(pd.DataFrame(rows, columns=columns), pd.DataFrame(labels), seed=1)
     about = (disputed["site"], disputed["reading"], disputed["cells"], disputed["of_patients_trained_on"])
     assert about == ("jhu", "disputed", 1, 1)
@@ -391,7 +398,7 @@ def test_readers_are_compared_where_there_are_two_labels():
         label("n", "NEUT_BAND", by="expert"),
         label("n", "NEUT_SEG", "reannotation", by="again"),
     ]
-    one = pd.DataFrame([("n", "lmu", "p", "NEUT_SEG", False)], columns=columns)
+    one = pd.DataFrame([("n", "lmu", "p", "NEUT_SEG", False, None)], columns=columns)
     (finer,) = score_readers(one, pd.DataFrame(coarse), seed=1)
     assert finer["readers_agree"]["value"] == 0 and finer["model_agrees_with_first"]["value"] == 0, "the child's label"
     values = {name: again[name]["value"] for name in again if isinstance(again[name], dict)}

@@ -9,7 +9,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from smearline import duplicates, images, settings, splits
+from smearline import dataset, duplicates, images, settings, splits
 from smearline.errors import DataError
 
 
@@ -147,3 +147,21 @@ def test_an_added_day_is_compared_with_all_and_what_was_found_before_is_kept(tmp
     assert compared[2:] == [len(again)]  # of the two searches only the one that keeps nothing compared
     duplicates.kept_pairs(file, frame["sha256"], frame["thumbnail"], 0.9)  # another threshold is another search
     assert compared[-1] == 3000
+
+
+@pytest.mark.mission("no patient stands on two sides, though some cells of his smear do not name him")
+def test_a_cell_without_a_patient_goes_with_its_smear():
+    frame = cells(400, 20).assign(site="a")
+    number = np.arange(400) % 20
+    frame["smear"] = [f"s{n}" for n in number]
+    named = np.arange(400) // 20 % 4 > 0  # of each smear a quarter name no patient
+    frame["patient"] = [f"p{n}" if known and n < 15 else None for n, known in zip(number, named, strict=True)]
+    split = splits.assign(frame, seed=7, val=0.15, test=0.2)["split"]
+    assert (split.groupby(frame["smear"]).nunique() == 1).all() and split.nunique() == 3
+    assert (splits.places(frame, 3).groupby(frame["smear"]).nunique() == 1).all()
+    assert dataset.whose(frame).nunique() == 20 and dataset.patients(frame).nunique() == 15
+
+    seen = frame.iloc[[0, 19]]  # p0 of s0, who is not named there, and s19, which has no patient
+    assert dataset.trained_on(frame, seen).tolist() == [n in (0, 19) for n in number]
+    assert dataset.trained_on(frame.assign(smear=None), seen).sum() == 2, "nothing else says whose the others are"
+    assert dataset.trained_on(frame, seen.drop(columns="smear")).sum() == 2, "as older packages have it"

@@ -14,7 +14,7 @@ TYPES = ("BLAST", "LYMPH", "MONO", "EOS")
 def cells() -> pd.DataFrame:
     """Two sites of ten patients with forty cells each; a quarter are blasts."""
     rows = [
-        {"sha256": f"{site}{p}.{i}", "site": site, "patient": f"{site}{p}", "true_type": TYPES[i % 4]}
+        {"sha256": f"{site}{p}.{i}", "site": site, "patient": f"{site}{p}", "smear": None, "true_type": TYPES[i % 4]}
         for site in ("north", "south")
         for p in range(10)
         for i in range(40)
@@ -140,7 +140,7 @@ def test_patients_are_resampled_and_not_cells(cells: pd.DataFrame):
 
 
 def test_a_parent_label_is_met_by_its_children():
-    frame = pd.DataFrame({"sha256": ["a"], "site": ["s"], "patient": ["p"], "true_type": ["NEUT"]})
+    frame = pd.DataFrame({"sha256": ["a"], "site": ["s"], "patient": ["p"], "smear": [None], "true_type": ["NEUT"]})
     assert judged(frame, {"a": "NEUT_BAND"}, None)["accuracy"].challenger == 1
 
 

@@ -418,18 +418,31 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     listed = pd.read_csv(table, dtype=str, keep_default_na=False)
     assert set(listed["sha256"]) == set(chosen["sha256"]), "the same cells are chosen, labelled or not"
     assert set(pd.read_csv(tmp_path / "other.suggested.csv")["sha256"]) == set(listed["sha256"])
-    listed.assign(type=["BLAST"] + [""] * 11).to_csv(table, index=False)  # begun, and asked again after more cells came
+    free = sorted(set(dataset.index(cells, ["sha256"])["sha256"]) - set(listed["sha256"]))[0]
+    begun = listed.assign(type=["BLAST"] + [""] * 11)  # asked again after more cells came
+    pd.concat([begun, pd.DataFrame({"sha256": [free], "type": ["LYMPH"]})]).to_csv(table, index=False)
     simulator.simulate(tmp_path / "more", sites=[site], seed=9, num_patients=2, cells_per_smear=12)
     importing.import_source(sources.load("folder"), tmp_path / "more" / "sim_east", site, cells)
     assert subprocess.run(command, cwd=workspace, env=environment(), capture_output=True).returncode == 2
     again = pd.read_csv(table, dtype=str, keep_default_na=False)
-    assert set(again["sha256"]) == set(listed["sha256"]), "cells that came since change nothing"
-    assert again.set_index("sha256")["type"].to_dict() == dict.fromkeys(listed["sha256"], "") | {
-        listed["sha256"][0]: "BLAST"
-    }
+    assert set(again["sha256"]) == {free, *listed["sha256"]}, "cells that came since change nothing"
+    filled = {listed["sha256"][0]: "BLAST", free: "LYMPH"}
+    assert again.set_index("sha256")["type"].to_dict() == dict.fromkeys(listed["sha256"], "") | filled, (
+        "nothing is lost"
+    )
+    table.write_text(table.read_text().replace(",", ";"))
+    odd = subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True)
+    assert odd.returncode == 2 and "no column sha256 nor type" in odd.stderr
     listed.assign(type=chosen.set_index("sha256")["true_type"][listed["sha256"]].to_numpy()).to_csv(table, index=False)
     given = ["label", str(table), "--site", "sim_east", "--by", "expert", "--supersede", "--data", str(cells)]
     assert "12 labels taken" in shell(workspace, sys.executable, "-m", "smearline.cli", *given)
+
+
+@pytest.mark.mission("each part of a learning curve takes the steps of the whole")
+@pytest.mark.parametrize(("whole", "part"), [(1080, 240), (1080, 324), (1080, 636), (90, 50), (1080, 1080)])
+def test_a_part_takes_the_steps_of_the_whole(whole: int, part: int):
+    steps, own = 4 * max(1, whole // 64), max(1, part // 64)
+    assert abs(learning_curve.as_long(4, whole, part, 64) * own - steps) <= own / 2
 
 
 @pytest.mark.mission("what so many labels of a new site bring is shown as a curve")
@@ -437,8 +450,8 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
 
     class Site:
-        model = SimpleNamespace(card=SimpleNamespace(data_digest="d"))
-        predictions = pd.DataFrame()
+        model = SimpleNamespace(card=SimpleNamespace(data_digest="d", sites=("home",)))
+        index = pd.DataFrame({"site": ["home", "new"]})
 
         def __init__(self, *_: object) -> None: ...
 
@@ -462,7 +475,7 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
     assert there["model"].tolist() == ["as it was", "adapted", "adapted", "adapted"]
     assert there["labels"].tolist() == [0, 0, 20, 100] and there["accuracy"].tolist() == [0.4, 0.5, 0.52, 0.6]
     assert "<script src=" not in (tmp_path / "out" / "adaptation_curve.html").read_text(encoding="utf-8")
-    assert curves.read(Path("curves"))["adaptation"]["out"]["rows"] == table.to_dict("records")
+    assert curves.read(Path("curves"))["adaptation"]["new-out"]["rows"] == table.to_dict("records")
 
 
 @pytest.mark.mission("probabilities go from the mix that was drawn towards the site's own")
