@@ -233,10 +233,11 @@ def render(results: Path = RESULTS) -> str:
         for site, c in found.get(f"cross-{trained}", {}).get("common_types", {}).items()
     ]
     if rows:
-        parts.append("The fall between laboratories, over the ten types that both have (`make real-cross`):")
+        made = _made(found["cross-pbc"])
+        parts.append(f"The fall between laboratories, over the ten types that both have (`make real-cross`; {made}):")
         parts.append(_table(["trained on", "tested on", "cells", "accuracy", "by parents"], rows))
     if (file := results / "adaptation.json").exists():
-        parts += _adaptation(json.loads(file.read_text(encoding="utf-8"))["rows"])
+        parts += _adaptation(json.loads(file.read_text(encoding="utf-8")))
     if "cross_validation" in real.get("diagnosis", {}):
         parts += _diagnosis(real["diagnosis"])
     return "\n\n".join(parts)
@@ -266,12 +267,19 @@ def _sureness(real: dict[str, Any]) -> list[str]:
     ]
 
 
-def _adaptation(rows: list[dict[str, Any]]) -> list[str]:
+def _made(result: dict[str, Any]) -> str:
+    """Where a table's figures come from, where not from the training that the first line names."""
+    made = result["provenance"]
+    return f"{made['date']}, commit `{made['commit'][:12]}`, data `{made['data_digest'][:12]}`"
+
+
+def _adaptation(result: dict[str, Any]) -> list[str]:
+    rows = result["rows"]
     said = (
         "The recogniser of PBC alone at JHU, before and after `smearline adapt`: with the site's mix of types estimated "
         "without labels, and with labelled cells that the platform chose; "
         f"{rows[0]['cells']:,} cells of {rows[0]['patients']} patients judge, whose cells are never chosen "
-        "(`python -m bench.adaptation .work/cross-pbc .work/real-full`):"
+        f"(`python -m bench.adaptation .work/cross-pbc .work/real-full`; {_made(result)}):"
     )
     head = [
         "labels",
