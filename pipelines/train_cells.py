@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from pipelines import training
-from pipelines.cells import TRAINED, WEIGHTS, in_force, split_cells
+from pipelines.cells import OVERLAY, TRAINED, WEIGHTS, in_force, split_cells
 from smearline import dataset, plain_json, reader, recogniser, settings, vocabulary
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard
 
 
 def main() -> None:
     params = in_force()
+    if tuned := yaml.safe_load(OVERLAY.read_text(encoding="utf-8")):
+        print(f"{OVERLAY} is put over params.yaml: {tuned}")
     frame = split_cells(params)
     usable = frame[frame["split"] == "train"]
     types, characteristics = reader.trainable(usable)
