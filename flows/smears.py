@@ -57,11 +57,9 @@ def digest(cells: pd.DataFrame) -> str:
 
 
 def diagnoses(data: Path, cells: pd.DataFrame) -> dict[tuple[str, str], str | None]:
-    """(site, smear) to the diagnosis of the patient, for the frozen smears whose patient has one."""
-    known = dataset.read_tables(data, "labels/patients-*.parquet", dataset.PATIENTS).dropna(subset=["diagnosis"])
-    known = known.drop_duplicates(["site", "patient"], keep="last")
+    """(site, smear) to the diagnosis of the patient, for the frozen smears whose patient has one that is not disputed."""
     smears = cells.dropna(subset=["patient", "smear"]).drop_duplicates(["site", "smear"])
-    found = smears.merge(known[["site", "patient", "diagnosis"]], on=["site", "patient"])
+    found = smears.merge(dataset.diagnoses(data), on=["site", "patient"])
     return {(row.site, row.smear): row.diagnosis for row in found.itertuples()}
 
 

@@ -34,15 +34,11 @@ def diagnosed(params: settings.Settings) -> Patients:
     summary = pd.read_parquet(DIFFERENTIALS)
     real = RecognitionModel(MODEL).card.origin == "real"
     folder = params.data.folder
-    known = dataset.read_tables(folder, "labels/patients-*.parquet", dataset.PATIENTS)
-    known = known.dropna(subset=["diagnosis", "patient"])
-    disputed = known.groupby(["site", "patient"])["diagnosis"].transform("nunique") > 1
-    known = known[~disputed].drop_duplicates(["site", "patient"])
     left_out: dict[str, int] = {}
     if summary.empty:
         summary = summary.assign(patient=None, group=None, split=None)
     else:
-        groups = known[["site", "patient", "diagnosis"]].rename(columns={"diagnosis": "group"})
+        groups = dataset.diagnoses(folder).rename(columns={"diagnosis": "group"})
         summary = summary.merge(groups, on=["site", "patient"], how="left")
         cells = dataset.index(folder, ["sha256", "site", "smear"]).merge(
             pd.read_parquet(SPLITS, columns=["sha256", "split"]), on="sha256"

@@ -287,6 +287,13 @@ def whose(cells: pd.DataFrame) -> pd.Series:
     return names
 
 
+def diagnoses(directory: Path) -> pd.DataFrame:
+    """site, patient, diagnosis: a row each patient whose diagnosis is known and not disputed."""
+    known = read_tables(directory, "labels/patients-*.parquet", PATIENTS).dropna(subset=["diagnosis", "patient"])
+    disputed = known.groupby(["site", "patient"])["diagnosis"].transform("nunique") > 1
+    return known.loc[~disputed, ["site", "patient", "diagnosis"]].drop_duplicates(["site", "patient"])
+
+
 def trained_on(cells: pd.DataFrame, seen: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which cells (sha256, site, smear, patient), or others of their patient or smear, stand among `seen` (a model's
     trained_on.parquet; older ones do not know the smear)."""

@@ -1,11 +1,15 @@
 """The gate says no where it must: worse, incomplete, worse at one site, blind to blasts, or trained on the frozen smears."""
 
 import random
+from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from flows import gate
+from flows import gate, smears
+from smearline import dataset
 
 TYPES = ("BLAST", "LYMPH", "MONO", "EOS")
 
@@ -196,3 +200,13 @@ def test_a_challenger_that_loses_diagnoses_of_frozen_smears_is_refused():
     refused = {name for name, did in passed.items() if not did}
     assert refused == {"three wrong", "five abstained", "missing"}
     assert gate.diagnosed(truth, truth, None, 0.1) == gate.diagnosed({}, truth, truth, 0.1) == []
+
+
+def test_a_disputed_diagnosis_judges_nobody(tmp_path: Path):
+    told = [("p0", "s0", "AML"), ("p0", "s1", "AML"), ("p1", "s2", "AML"), ("p1", "s2", "MDS"), ("p2", "s3", None)]
+    rows = [{"site": "lab", "patient": p, "smear": s, "diagnosis": d} for p, s, d in told]
+    (tmp_path / "labels").mkdir()
+    table = pa.Table.from_pylist(rows, schema=dataset.PATIENTS)
+    pq.write_table(table, tmp_path / "labels" / "patients-lab.parquet")
+    frozen = pd.DataFrame(rows)[["site", "patient", "smear"]]
+    assert smears.diagnoses(tmp_path, frozen) == {("lab", "s0"): "AML", ("lab", "s1"): "AML"}
