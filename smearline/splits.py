@@ -1,9 +1,10 @@
 """Who is trained on and who is tested: by patient, never across a near duplicate.
 
-A group is all that must stay together: the cells of a patient (or of a smear, or one cell, where no patient is known; a
-cell that names none goes with its smear's), joined with the groups of their near duplicates. Its place is a hash of the seed and of its smallest patient (else smear,
-else cell), so that a group keeps its place when other data are added, near duplicates without a patient too. A near duplicate
-between two patients makes them one group, which takes the place of the smaller: then the other's cells may move.
+A group is all that must stay together: the cells of a patient (or of a smear, or one cell, where no patient is known;
+a cell that names none goes with its smear's), joined with the groups of their near duplicates. Its place is a hash of
+the seed and of its smallest patient (else smear, else cell), so that a group keeps its place when other data are
+added, near duplicates without a patient too. A near duplicate between two patients makes them one group, which takes
+the place of the smaller: then the other's cells may move.
 """
 
 import hashlib
