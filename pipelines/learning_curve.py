@@ -9,6 +9,7 @@ fall; it says what to expect if more patients are like those at hand, and nothin
 
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -134,10 +135,13 @@ def page(table: pd.DataFrame, told: Json) -> str:
 def sentence(told: Json, name: str, words: str) -> str:
     """What a laboratory may expect of more cells."""
     line = told["expected"][name]
-    last = max(told["points"], key=lambda row: row["cells"])
+    largest = max(row["share"] for row in told["points"])
+    wrong = 1 - fmean(row[name] for row in told["points"] if row["share"] == largest)
     if line is None:
-        return f"{words}: wrong {1 - last[name]:.1%}; with more cells the error did not fall, so nothing is expected of still more"
+        return (
+            f"{words}: wrong {wrong:.1%}; with more cells the error did not fall, so nothing is expected of still more"
+        )
     at = ", ".join(
         f"{error:.1%} with {times} times the cells" for times, error in line["error_at_times_the_cells"].items()
     )
-    return f"{words}: wrong {1 - last[name]:.1%} with all; if further patients are like these, about {at}"
+    return f"{words}: wrong {wrong:.1%} with all; if further patients are like these, about {at}"

@@ -445,6 +445,12 @@ def test_a_part_takes_the_steps_of_the_whole(whole: int, part: int):
     assert abs(learning_curve.as_long(4, whole, part, 64) * own - steps) <= own / 2
 
 
+def test_the_sentence_of_a_curve_is_of_all_seeds():
+    points = [{"share": s, "cells": 100 * s, "val_accuracy": a} for s, a in ((0.5, 0.2), (1, 0.9), (1, 0.7))]
+    told = {"points": points, "expected": {"val_accuracy": None}}
+    assert "wrong 20.0% with all" in learning_curve.sentence(told, "val_accuracy", "all cells")
+
+
 @pytest.mark.mission("what so many labels of a new site bring is shown as a curve")
 def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
