@@ -448,7 +448,7 @@ def test_a_part_takes_the_steps_of_the_whole(whole: int, part: int):
 def test_the_sentence_of_a_curve_is_of_all_seeds():
     points = [{"share": s, "cells": 100 * s, "val_accuracy": a} for s, a in ((0.5, 0.2), (1, 0.9), (1, 0.7))]
     told = {"points": points, "expected": {"val_accuracy": None}}
-    assert "wrong 20.0% with all" in learning_curve.sentence(told, "val_accuracy", "all cells")
+    assert "wrong 20.0%" in learning_curve.sentence(told, "val_accuracy", "all cells")
 
 
 @pytest.mark.mission("what so many labels of a new site bring is shown as a curve")
