@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bench.results import RESULTS, provenance
-from smearline import vocabulary
+from smearline import dataset, vocabulary
 from smearline.metrics import intervals
 
 PRODUCT = Path(__file__).resolve().parents[1]
@@ -98,9 +98,7 @@ def _unseen(space: Path) -> dict[str, pd.DataFrame]:
 def by_parents(space: Path) -> dict[str, intervals.Estimate]:
     """By site: the share of cells named rightly where a parent's children count as one, such as in PBC's 8 published classes."""
     return {
-        site: intervals.share(
-            part["true"] == part["said"], part["patient"].fillna(part["sha256"]), np.random.default_rng(7)
-        )
+        site: intervals.share(part["true"] == part["said"], dataset.whose(part), np.random.default_rng(7))
         for site, part in _unseen(space).items()
     }
 

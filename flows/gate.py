@@ -97,7 +97,7 @@ def _check(metric: str, cells: pd.DataFrame, margin: float, rng: np.random.Gener
         return told(None, False, f"missing for the {missing[0]} ({why}): refused")
     if old is None or new is None:
         return told(None, True, "no champion: nothing to compare")
-    few = unit and clusters < LEAST_PATIENTS
+    few = bool(unit) and clusters < LEAST_PATIENTS
     if metric.endswith(".accuracy") and (num < LEAST_CELLS or few):
         of = f" of {clusters} {unit}" if unit else ""
         return told(None, True, f"not tested: {num} cells{of} can show nothing; watch this site")

@@ -57,6 +57,7 @@ class NewSite:
         self.index["scale"] = [scale_of(s, m)[0] for s, m in scales]
         self.check_weights()
         labelled = (self.index["true_type"].notna() & ~self.index["conflicted"].astype(bool)).to_numpy()
+        self.labelled = set(self.index["sha256"][labelled])
         seen = dataset.trained_on(self.index, self.model.seen)
         judging = (splits.places(self.index, self.adapting.seed) < self.adapting.held_out).to_numpy()
         self.judged = self.index[judging & labelled & ~seen]
@@ -199,7 +200,7 @@ def ask_for_labels(site: NewSite, chosen: dict[int, pd.DataFrame], listed: Path,
     """Raises DataError where a chosen cell has no undisputed label, after listing them in a table a site, which keeps what was
     filled in, of other cells without a label too; and what was chosen, in `listed`."""
     every = pd.concat(chosen.values()).drop_duplicates("sha256")
-    missing = every[every["true_type"].isna() | every["conflicted"].astype(bool)]
+    missing = every[~every["sha256"].isin(site.labelled)]
     if missing.empty:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +208,6 @@ def ask_for_labels(site: NewSite, chosen: dict[int, pd.DataFrame], listed: Path,
     before = pd.read_csv(listed, dtype={"sha256": str}) if listed.is_file() else _NONE_LISTED
     pd.concat([before[~before["budget"].isin(chosen)], *rows]).to_csv(listed, index=False)
     said = site.predictions.set_index("sha256")["predicted_type"]
-    labelled = set(site.index.loc[site.index["true_type"].notna() & ~site.index["conflicted"].astype(bool), "sha256"])
     about = missing[["sha256", "site", "patient", "smear"]].assign(suggested=said.reindex(missing["sha256"]).to_numpy())
     about.to_csv(out.with_name(f"{out.name}.suggested.csv"), index=False)
     steps = []
@@ -220,7 +220,9 @@ def ask_for_labels(site: NewSite, chosen: dict[int, pd.DataFrame], listed: Path,
                     f"{table} was begun and has no column {' nor '.join(sorted(missing_columns))} any more; it is a table of "
                     "sha256,type with commas: save it so, or remove it"
                 )
-            rows = pd.concat([begun[(begun["type"] != "") & ~begun["sha256"].isin(labelled)][["sha256", "type"]], rows])
+            rows = pd.concat(
+                [begun[(begun["type"] != "") & ~begun["sha256"].isin(site.labelled)][["sha256", "type"]], rows]
+            )
         rows.drop_duplicates("sha256").to_csv(table, index=False)
         steps.append(f"smearline label {table} --site {name} --by ROLE --supersede --data CELLS")
     raise DataError(

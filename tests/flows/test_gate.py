@@ -210,3 +210,12 @@ def test_a_disputed_diagnosis_judges_nobody(tmp_path: Path):
     pq.write_table(table, tmp_path / "labels" / "patients-lab.parquet")
     frozen = pd.DataFrame(rows)[["site", "patient", "smear"]]
     assert smears.diagnoses(tmp_path, frozen) == {("lab", "s0"): "AML", ("lab", "s1"): "AML"}
+
+
+def test_smears_are_resampled_where_no_patient_is_known(cells: pd.DataFrame):
+    champion = model(cells, 0.0)
+    of_one = {s: "PLASMA" if s.startswith("north0.") else t for s, t in champion.items()}
+    by_smear = cells.assign(smear=cells["patient"], patient=None)
+    assert judged(by_smear, of_one, champion)["accuracy"].low == judged(cells, of_one, champion)["accuracy"].low
+    few = by_smear[by_smear["smear"].str.endswith(("0", "1"))]
+    assert "4 smears cannot show it" in judged(few, champion, champion)["blast_sensitivity"].says

@@ -215,3 +215,13 @@ def test_a_group_with_one_patient_is_refused():
         diagnosis.fit(
             diagnosis.features(summary, None, ("differential",)), truth, pd.Series(["same"] * len(summary)), PARAMS
         )
+
+
+def test_a_csv_of_differentials_keeps_names_that_look_like_numbers(tmp_path: Path):
+    names = ["0012", "1e5", "NA"]
+    table = {"site": "lab", "smear": names, "patient": [*names[:2], None], "num_counted": [9, 9, 9]}
+    table |= {"summary_version": "v", "share": [0.5, None, 0.25], "embedding": "0.1 0.2"}
+    pd.DataFrame(table).to_csv(tmp_path / "d.csv", index=False)
+    found = differential.read(tmp_path / "d.csv")
+    assert found["smear"].tolist() == names and found["patient"].isna().tolist() == [False, False, True]
+    assert found["share"].isna().tolist() == [False, True, False]

@@ -458,6 +458,7 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
     class Site:
         model = SimpleNamespace(card=SimpleNamespace(data_digest="d", sites=("home",)))
         index = pd.DataFrame({"site": ["home", "new"]})
+        labelled = frozenset(str(i) for i in range(100))
 
         def __init__(self, *_: object) -> None: ...
 
