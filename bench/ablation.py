@@ -59,6 +59,14 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 COMMON = ("NEUT_SEG", "NEUT_BAND", "METAMYELO", "MYELO", "PROMYELO", "LYMPH", "MONO", "EOS", "BASO", "NRBC")
 
 
+def with_scale(workspace: Path) -> pd.DataFrame:
+    """The cells of an undisputed type, with their part of the split, and microns per pixel as `scale`."""
+    frame = dataset.labelled_index(workspace / "data")
+    frame = frame.merge(pd.read_parquet(workspace / "splits.parquet", columns=["sha256", "split"]), on="sha256")
+    frame["scale"] = [scale_of(s, m)[0] for s, m in zip(frame["site"], frame["microns_per_px"], strict=True)]
+    return frame[frame["true_type"].notna() & ~frame["conflicted"].astype(bool)]
+
+
 def logits(
     state: dict[str, torch.Tensor], types: tuple[str, ...], part: pd.DataFrame, params: settings.Settings
 ) -> Any:
@@ -146,10 +154,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     workspace = given.workspace.resolve()
-    frame = dataset.labelled_index(workspace / "data")
-    frame = frame.merge(pd.read_parquet(workspace / "splits.parquet", columns=["sha256", "split"]), on="sha256")
-    frame["scale"] = [scale_of(s, m)[0] for s, m in zip(frame["site"], frame["microns_per_px"], strict=True)]
-    frame = frame[(frame["split"] != "test") & frame["true_type"].notna() & ~frame["conflicted"].astype(bool)]
+    frame = with_scale(workspace)
+    frame = frame[frame["split"] != "test"]
     data = dataset.digest(frame)
     if given.task == "away":
         frame = frame[frame["site"].isin(["pbc", "jhu"])]
