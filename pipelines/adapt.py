@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.express as express
 
 from pipelines import calibrate, refit, train_cells
 from pipelines.new_site import REPORT, NewSite, ask_for_labels, mix_taught
@@ -26,72 +25,54 @@ _MOST = 4.0
 """Times; chosen on PBC's network at patients of JHU that are not in the test, where 4 to 50 changed little but the rare types."""
 
 
-def adapt(model: Path, cells: Path, budget: int, out: Path, weights: Path | None = None) -> dict[str, Any]:
-    """Write the adapted model folder `out`, `out`.safetensors beside it, and `out`/adaptation.json, which is returned.
+def adapt(
+    model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None
+) -> dict[int, dict[str, Any]]:
+    """Write the adapted model folder `out`, `out`.safetensors beside it, and `out`/adaptation.json, returned by its budget.
+
+    Of several budgets each has a model, `out`/BUDGET; `out`/adaptation_curve.csv says what so many labels bring, and the evaluation
+    page shows it. Cells that one budget chose are not those of a smaller one and some more: labels of all of them are asked for
+    before anything is fitted.
 
     Args:
-        budget: cells to label; with 0 the network stays as it is, and only the site's mix of types is estimated.
+        budgets: cells to label; with 0 the network stays as it is, and only the site's mix of types is estimated.
         weights: of `model`; default: MODEL.safetensors beside it, as the pipeline leaves them.
 
     Raises:
         ModelError: the weights are missing, or `model` is an adapted one.
         DataError: cells that were chosen have no label; the message says where they are listed. Or there is nothing to choose, or
-            with a budget of 0 no mix to estimate.
+            with a budget of 0 no mix to estimate. Or `out` is something else than an adapted model, which would be lost.
     """
     out = out.absolute()
-    _refuse_other(out)
-    site, listed = NewSite(model, cells, weights, [budget]), out.with_name(f"{out.name}.chosen.csv")
-    chosen = site.chosen([budget], listed)
-    ask_for_labels(site, chosen, listed, out)
-    return _adapt(site, budget, chosen[budget], out)
-
-
-def curve(model: Path, cells: Path, budgets: Sequence[int], out: Path, weights: Path | None = None) -> pd.DataFrame:
-    """`adapt` for each budget into `out`/BUDGET, and `out`/adaptation_curve.{csv,html}: what so many labels bring. The table goes
-    to the evaluation page too.
-
-    Cells that one budget chose are not those of a smaller one and some more: labels of all of them are asked for before anything is
-    fitted. Raises as `adapt`.
-    """
-    out = out.absolute()
-    for budget in budgets:
-        _refuse_other(out / str(budget))
+    places = {budget: out / str(budget) if len(budgets) > 1 else out for budget in budgets}
+    for place in places.values():
+        if place.exists() and not (place / REPORT).is_file():
+            raise DataError(f"{place} is there already, and is no adapted recogniser: give another --out, or remove it")
     site, listed = NewSite(model, cells, weights, budgets), out.with_name(f"{out.name}.chosen.csv")
     chosen = site.chosen(budgets, listed)
     ask_for_labels(site, chosen, listed, out)
+    reports = {budget: _adapt(site, budget, part, places[budget]) for budget, part in chosen.items()}
+    if len(places) > 1:
+        _leave_curve(site, reports, out)
+    return reports
+
+
+def _leave_curve(site: NewSite, reports: dict[int, dict[str, Any]], out: Path) -> None:
     rows = list[dict[str, Any]]()
-    for budget, part in chosen.items():
-        report = _adapt(site, budget, part, out / str(budget))
+    for report in reports.values():
         for where, words in (("new_site", "the new site"), ("home_validation_cells", "home")):
             for when, figures in report[where].items():
                 if figures and (when == "after" or not any(row["where"] == words for row in rows)):
                     adapted = "as it was" if when == "before" else "adapted"
                     told = {"where": words, "model": adapted, "labels": report["labelled"] * (when == "after")}
                     rows.append(told | {name: figures[name] for name in _FIGURES})
-    table = pd.DataFrame(rows, columns=["where", "model", "labels", *_FIGURES])
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "adaptation_curve.csv", index=False)
-    if (table["model"] == "adapted").any():
+    pd.DataFrame(rows, columns=["where", "model", "labels", *_FIGURES]).to_csv(
+        out / "adaptation_curve.csv", index=False
+    )
+    if any(row["model"] == "adapted" for row in rows):
         name = "-".join([*sorted(set(site.index["site"]) - set(site.model.card.sites)), out.name])
         left = curves.leave(curves.FOLDER, name, curves.Adaptation, data_digest=site.model.card.data_digest, rows=rows)
         print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
-    long = table.melt(["where", "model", "labels"], ["accuracy", "balanced_accuracy"], "figure", "share")
-    by = {"color": "figure", "line_dash": "where", "symbol": "model"}
-    figure = express.line(long, "labels", "share", markers=True, **by)
-    figure.update_layout(
-        title="Research use only. Adaptation: share of right names among cells of held-out patients, by labels of the new site",
-        xaxis_title="labelled cells of the new site (0: its mix of types alone is estimated)",
-        yaxis_tickformat=".0%",
-        template="plotly_white",
-    )
-    figure.write_html(out / "adaptation_curve.html", include_plotlyjs=True)
-    return table
-
-
-def _refuse_other(out: Path) -> None:
-    """Raises DataError where `out` is something else than an adapted model, which would be lost."""
-    if out.exists() and not (out / REPORT).is_file():
-        raise DataError(f"{out} is there already, and is no adapted recogniser: give another --out, or remove it")
 
 
 def _adapt(site: NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
@@ -116,7 +97,7 @@ def _adapt(site: NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[
     if len(watched):
         keep, data = set(watched["sha256"]), site.recipe.data.folder
         here = {n: recognise(m, data, keep=keep)[0] for n, m in (("before", site.model), ("after", after))}
-    report = {
+    told = {
         "budget": budget,
         "labelled": len(chosen),
         "chosen": {str(k): int(v) for k, v in chosen["true_type"].value_counts().items()},
@@ -126,7 +107,8 @@ def _adapt(site: NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[
         "new_site": {name: _scores(site.judged, found) for name, found in there.items()},
         "home_validation_cells": {name: _scores(watched, found) for name, found in here.items()},
     }
-    plain_json.write(unfinished / REPORT, plain_json.plain(report))
+    report: dict[str, Any] = plain_json.plain(told)
+    plain_json.write(unfinished / REPORT, report)
     shutil.rmtree(out, ignore_errors=True)
     unfinished_weights.replace(weights)
     unfinished.rename(out)

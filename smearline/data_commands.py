@@ -107,23 +107,9 @@ def adapt(
     weights: Annotated[Path | None, typer.Option(help="Of the model; default: MODEL.safetensors.")] = None,
 ) -> None:
     """A recogniser for a new site from a few labelled cells, which it chooses. In the workspace that made the model."""
-    domain, budgets = outside("pipelines.adapt"), sorted(set([100] if budget is None else budget))
-    if len(budgets) > 1:
-        domain.curve(model, _set(cells), budgets, out, weights)
-        print(f"page: {out / 'adaptation_curve.html'}")
-        return
-    found = domain.adapt(model, _set(cells), budgets[0], out, weights)
-    print(f"{found['labelled']} cells fitted on: {', '.join(f'{n} {t}' for t, n in found['chosen'].items()) or 'none'}")
-    for site, mix in found["estimated_mix"].items():
-        print(f"estimated mix of {site}: {', '.join(f'{t} {share:.1%}' for t, share in mix.items())}")
-    for where in ("new_site", "home_validation_cells"):
-        for when, figures in found[where].items():
-            told = (
-                "no labelled cell judges"
-                if figures is None
-                else ", ".join(f"{k} {round(v, 4):,}" for k, v in figures.items())
-            )
-            print(f"{where.replace('_', ' ')}, {when}: {told}")
+    budgets = sorted(set([100] if budget is None else budget))
+    for found in outside("pipelines.adapt").adapt(model, _set(cells), budgets, out, weights).values():
+        print(plain_json.shown(found, as_json=False))
 
 
 @app.command("learning-curve")
