@@ -54,7 +54,7 @@ def main() -> None:
     for column in [c for c in every if c.startswith("p_")]:
         every[column] = every[column].fillna(0.0)  # a type that one fold's training patients do not have
     truth = pd.DataFrame(columns=["sha256", "name", "value"])
-    pooled = metrics.evaluate(every, truth, origin="real", context={})
+    pooled = metrics.evaluate(every, truth, train_labels=truth, origin="real", context={})
     content = {
         "recipe": given.recipe,
         "cells": len(every),

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from pipelines.cells import EVALUATION, MODEL, in_force, split_cells
-from smearline import curves, evaluation, metrics
+from smearline import commands, curves, evaluation, metrics
 from smearline.errors import DataError
 from smearline.recognition import RecognitionModel
 
@@ -14,24 +14,17 @@ def main() -> None:
     test = set(frame.loc[frame["split"] == "test", "sha256"])
     if not test:
         raise DataError("no cell is for the test; give split.test more than 0")
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        if done // 1000 != (done + count) // 1000:
-            print(f"  recognised {done + count} of {len(test)}", flush=True)
-        done += count
-
-    figures = evaluation.evaluate(
-        RecognitionModel(MODEL),
-        params.data.folder,
-        EVALUATION,
-        keep=test,
-        seed=params.evaluate.seed,
-        num_errors_shown=params.evaluate.num_errors_shown,
-        curves=curves.FOLDER,
-        progress=progress,
-    )
+    with commands.progress_line("recognise") as progress:
+        figures = evaluation.evaluate(
+            RecognitionModel(MODEL),
+            params.data.folder,
+            EVALUATION,
+            keep=test,
+            seed=params.evaluate.seed,
+            num_errors_shown=params.evaluate.num_errors_shown,
+            curves=curves.FOLDER,
+            progress=progress,
+        )
     if "not_judged" in figures:
         raise DataError(f"{figures['not_judged']}; give split.test more than 0, or label some of its cells")
     predictions = pd.read_parquet(EVALUATION / "predictions.parquet").dropna(subset=["true_type"])

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from smearline import pseudonyms, sites, vocabulary
 from smearline.errors import ImportSourceError
@@ -226,19 +225,12 @@ def _json_value(name: str, entry: Any) -> dict[str, Any]:
 def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Blood counts for the smears of `summary` (columns site and smear), and the number of samples that are of none of them.
 
-    The file is a Sysmex XN export, a plain CSV, JSON ({smear: {name: value}}) or Parquet of COUNTS. A sample is sought by its
-    number as it stands, and by its pseudonym at each site.
+    The file is a Sysmex XN export, a plain CSV or JSON ({smear: {name: value}}). A sample is sought by its number as it stands, and
+    by its pseudonym at each site.
 
     Raises:
-        ImportSourceError: the file is none of these.
+        ImportSourceError: the file is none of these, or a sample may be of two smears.
     """
-    wanted = set(zip(summary["site"], summary["smear"], strict=True))
-    if path.suffix == ".parquet":
-        try:
-            counts = pq.read_table(path, schema=COUNTS).to_pandas()
-        except pa.ArrowException as error:
-            raise ImportSourceError(f"{path.name} is no Parquet of blood counts: {error}") from error
-        return counts, len(set(zip(counts["site"], counts["smear"], strict=True)) - wanted)
     if path.suffix == ".json":
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
@@ -250,21 +242,19 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         found = pd.DataFrame(rows, columns=["sample", *_VALUE]).assign(sampled_at=None)
     else:
         found = read_export(path)
-    places: dict[str, tuple[str, str]] = {}
-    for site in (sites.load(name) for name in sorted({site for site, _ in wanted})):
+    names: list[tuple[str, str, str]] = []
+    for site in map(sites.load, sorted(set(summary["site"]))):
         key = pseudonyms.key(site)
         for sample in found["sample"].unique():
-            for smear in (sample, pseudonyms.pseudonym(key, site.name, "smear", sample)):
-                if (site.name, smear) in wanted:
-                    if sample in places:
-                        raise ImportSourceError(
-                            f"{path.name}: a sample number is that of a smear of {places[sample][0]} and of one of {site.name}; "
-                            "diagnose the smears of one site at a time"
-                        )
-                    places[sample] = (site.name, smear)
-    keys = pd.DataFrame([(sample, *key) for sample, key in places.items()], columns=["sample", "site", "smear"])
+            names += [(sample, site.name, s) for s in (sample, pseudonyms.pseudonym(key, site.name, "smear", sample))]
+    keys = pd.DataFrame(names, columns=["sample", "site", "smear"]).merge(summary[["site", "smear"]])
+    if (twice := keys["sample"].duplicated(keep=False)).any():
+        raise ImportSourceError(
+            f"{path.name}: a sample number is that of smears of {' and of '.join(sorted(set(keys['site'][twice])))}; diagnose the "
+            "smears of one site at a time"
+        )
     part = found.merge(keys, on="sample").assign(patient=None, origin=None)
-    return part[COUNTS.names], found["sample"].nunique() - len(places)
+    return part[COUNTS.names], found["sample"].nunique() - len(keys)
 
 
 KEY = ["site", "smear", "sampled_at", "parameter"]

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -61,50 +60,20 @@ def _class_map(path: Path) -> dict[str, str | None]:
 @site_app.command("new")
 def site_new(
     name: Annotated[str, typer.Argument(help="Lower case letters, digits and underscores.")],
-    laboratory: Annotated[str | None, typer.Option()] = None,
-    scanner: Annotated[str | None, typer.Option()] = None,
-    stain: Annotated[str | None, typer.Option()] = None,
     microns_per_px: Annotated[
         float | None, typer.Option(help="From the scanner's manual or a calibration slide.")
     ] = None,
-    assumed_microns_per_px: Annotated[float | None, typer.Option(help="A fallback where the scale is unknown.")] = None,
-    identifiers: Annotated[
-        str | None, typer.Option(help="private (keyed pseudonyms) or public (published ones).")
-    ] = None,
 ) -> None:
-    """Write the file of a new site."""
+    """Write the file of a new site, to be completed by hand."""
     from smearline import sites
 
-    path = sites.new(
-        name,
-        laboratory=laboratory,
-        scanner=scanner,
-        stain=stain,
-        microns_per_px=microns_per_px,
-        assumed_microns_per_px=assumed_microns_per_px,
-        identifiers=identifiers,
-    )
+    path = sites.new(name, microns_per_px)
     print(f"wrote {path}: complete it (laboratory, scanner, stain, where the scale comes from), then import")
     if microns_per_px is None:
         print(
-            f"its scale is not known: {assumed_microns_per_px or sites.ASSUMED_MICRONS_PER_PX} um/px is assumed, and predictions "
-            "are flagged scale_assumed, until microns_per_px is given (from the scanner's manual or a calibration slide)"
+            f"its scale is not known: {sites.ASSUMED_MICRONS_PER_PX} um/px is assumed, and predictions are flagged scale_assumed, "
+            "until microns_per_px is given (from the scanner's manual or a calibration slide)"
         )
-
-
-@site_app.command("list")
-def site_list() -> None:
-    """The sites that have a file."""
-    from smearline import sites
-
-    for path in sorted(sites.directory().glob("*.yaml")):
-        site = sites.load(path.stem, path.parent)
-        scale = (
-            f"{site.microns_per_px} um/px"
-            if site.microns_per_px
-            else f"scale unknown, {site.assumed_microns_per_px} assumed"
-        )
-        print(f"{site.name:12} {site.origin:10} {scale:28} {site.laboratory}")
 
 
 @app.command()
@@ -135,11 +104,10 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="metrics.json, predictions.parquet and evaluation.html are written here.")],
 ) -> None:
     """Judge a packaged recogniser on imported cells."""
-    from smearline import evaluation, metrics
+    from smearline import evaluation, metrics, recognition
 
-    loaded, count = _opened(model, cells)
     with progress_line("recognise") as progress:
-        figures = evaluation.evaluate(loaded, cells, out, progress=_counter(progress, count))
+        figures = evaluation.evaluate(recognition.RecognitionModel(model), cells, out, progress=progress)
     print(f"cells   {out / 'predictions.parquet'}\nfigures {out / 'metrics.json'}")
     if "not_judged" in figures:
         print(figures["not_judged"])
@@ -157,14 +125,14 @@ def differential(
 ) -> None:
     """The differential of each smear: shares of the 14 types with their intervals, rates of the characteristics."""
     from smearline import differential as domain
+    from smearline import recognition
 
-    loaded, count = _opened(model, cells)
     with progress_line("recognise") as progress:
-        summary, _ = domain.differential(loaded, cells, out, progress=_counter(progress, count))
-    inside = int(summary["num_cells"].sum())
+        summary, predictions = domain.differential(recognition.RecognitionModel(model), cells, out, progress)
+    loose = int(predictions["smear"].isna().sum())
     print(
-        f"{len(summary)} smears, {inside} cells: {out}"
-        + (f"; {count - inside} cells name no smear" if count > inside else "")
+        f"{len(summary)} smears, {len(predictions) - loose} cells: {out}"
+        + (f"; {loose} cells name no smear" if loose else "")
     )
 
 
@@ -175,7 +143,7 @@ def diagnose(
     out: Annotated[Path, typer.Option(help="A .parquet, .csv or .json file: a row a smear.")],
     cbc: Annotated[
         Path | None,
-        typer.Option("--cbc", help="Blood counts: Sysmex XN export, plain CSV, JSON ({smear: {WBC: 4.2}}) or Parquet."),
+        typer.Option("--cbc", help="Blood counts: Sysmex XN export, plain CSV or JSON ({smear: {WBC: 4.2}})."),
     ] = None,
 ) -> None:
     """The diagnosis of each smear with its reasons, or an abstention with its own."""
@@ -222,22 +190,6 @@ def trace(
     """What stands behind an answer: model, commit, data version, gate, approvals, that day's verdict."""
     found = outside("flows.trace").trace(workspace, answer_id)
     print(plain_json.shown(found, as_json))
-
-
-def _opened(model: Path, cells: Path) -> tuple[Any, int]:
-    from smearline import dataset, recognition
-
-    return recognition.RecognitionModel(model), len(dataset.index(cells, ["sha256"]))
-
-
-def _counter(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
-    done = [0]
-
-    def more(count: int) -> None:
-        done[0] += count
-        progress(done[0], total)
-
-    return more
 
 
 @app.callback(invoke_without_command=True)

@@ -21,8 +21,7 @@ def stats(data: Data = Path("data"), splits: Splits = None, as_json: AsJson = Fa
     """What the data set holds, by site, scanner, stain, type, label source, month and split; no picture is read."""
     from smearline import stats as domain
 
-    found = domain.stats(_set(data), _splits(_set(data), splits))
-    print(json.dumps(found, indent=1) if as_json else domain.shown(found))
+    print(plain_json.shown(domain.stats(_set(data), _splits(_set(data), splits)), as_json))
 
 
 @app.command()

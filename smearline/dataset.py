@@ -398,25 +398,23 @@ def read_labels(directory: Path) -> pd.DataFrame:
     return labels.assign(conflicted=conflicted(labels))
 
 
+def finest(reference: pd.DataFrame) -> pd.DataFrame:
+    """Reference labels, but for a parent's where the same image has one of its children's, which says more."""
+    for parent, children in vocabulary.load().parents.items():
+        finer = reference["sha256"][reference["value"].isin(children)]
+        reference = reference[(reference["value"] != parent) | ~reference["sha256"].isin(finer)]
+    return reference
+
+
 def conflicted(labels: pd.DataFrame) -> pd.Series:
     """True for each label of an image and name whose reference labels contradict each other.
 
     A parent does not contradict its child: 'neutrophil' and 'band neutrophil' agree.
     """
-    words = vocabulary.load()
-    reference = labels[labels["role"] == "reference"]
-    distinct = reference[["sha256", "name", "value"]].drop_duplicates()
-    several = distinct[distinct.duplicated(["sha256", "name"], keep=False)]
-    clashing = set()
-    for (sha256, name), values in several.groupby(["sha256", "name"])["value"]:
-        parents = {p for p, children in words.parents.items() if set(children) & set(values)}
-        if len(set(values) - parents) > 1:
-            clashing.add((sha256, name))
-    if not clashing:
-        return pd.Series(False, labels.index)
-    return pd.Series(
-        [pair in clashing for pair in zip(labels["sha256"], labels["name"], strict=True)], labels.index, bool
-    )
+    of = ["sha256", "name"]
+    distinct = finest(labels[labels["role"] == "reference"]).drop_duplicates([*of, "value"])
+    clashing = pd.MultiIndex.from_frame(distinct.loc[distinct.duplicated(of), of])
+    return pd.Series(pd.MultiIndex.from_frame(labels[of]).isin(clashing), labels.index)
 
 
 def resolved_labels(directory: Path) -> pd.DataFrame:
@@ -426,12 +424,7 @@ def resolved_labels(directory: Path) -> pd.DataFrame:
     words = vocabulary.load()
     labels = read_labels(directory)
     reference = labels[labels["role"] == "reference"]
-    usable = reference[~reference["conflicted"]].copy()
-    # Of a parent and its child, the child says more: sort parents first and keep the last.
-    usable["is_parent"] = usable["value"].isin(list(words.parents))
-    usable = usable.sort_values("is_parent", ascending=False, kind="stable").drop_duplicates(
-        ["sha256", "name"], keep="last"
-    )
+    usable = finest(reference[~reference["conflicted"]]).drop_duplicates(["sha256", "name"])
     wide = usable.pivot(index="sha256", columns="name", values="value")
     wide = wide.reindex(columns=["type", *words.characteristics]).rename(columns={"type": "true_type"})
     disputed = reference.loc[reference["conflicted"] & (reference["name"] == "type"), "sha256"].unique()

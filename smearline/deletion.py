@@ -1,10 +1,5 @@
-"""A patient's right to be deleted: at once from what the data set shows, then from its bytes.
-
-`forget` writes down who is gone and which images are his, then removes labels, blood counts, names and paths; no reader sees
-the images any more. `compact` rewrites the shards that still hold their bytes, and no others. Either may be killed: it is run
-again. What old versions and remotes keep: docs/deletion.md.
-
-A row is his where it names him; where it names no patient, it is his where its smear is his and no other patient's.
+"""A patient's right to be deleted: at once from what the data set shows (`forget`), then from its bytes (`compact`). Either may be
+killed: it is run again. Whose a row is, and what old versions and remotes keep: docs/deletion.md.
 """
 
 from collections import Counter
@@ -156,9 +151,6 @@ def _tables(directory: Path) -> Iterator[tuple[str, Path, pa.Table]]:
 
 def _of_people(table: pa.Table, forgotten: dataset.Forgotten) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which rows are these people's."""
-    gone = np.zeros(len(table), bool)
-    for who in table.group_by(_WHOSE).aggregate([]).to_pylist():
-        if forgotten.has(who["site"], who["patient"], who["smear"]):
-            same = [pc.equal(table[k], v) if (v := who[k]) is not None else pc.is_null(table[k]) for k in _WHOSE]
-            gone |= pc.fill_null(pc.and_(pc.and_(*same[:2]), same[2]), False).to_numpy()
-    return gone
+    whose = list(zip(*(table[name].to_pylist() for name in _WHOSE), strict=True))
+    gone = {who: forgotten.has(*who) for who in set(whose)}
+    return np.array([gone[who] for who in whose], bool)

@@ -2,10 +2,7 @@
 
 A model folder holds model.skops (scikit-learn: imputation, scaling, multinomial logistic regression, temperature),
 model.json (what it reads, what it may say, where it comes from) and trained_on.parquet (its patients and their features).
-
-The model is linear on purpose. Patients are few, so a stronger model learns the laboratory; and of a linear model the
-Shapley values are exact: for independent features, phi_j = w_j (x_j - mean_j) (Lundberg & Lee 2017, NeurIPS 30,
-corollary 1), so a reason is what moved the answer and not an estimate of it.
+The model is linear on purpose, and so its Shapley values are exact (docs/decisions/007).
 """
 
 import hashlib

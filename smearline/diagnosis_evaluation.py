@@ -1,12 +1,8 @@
 """Judging a diagnostic model by repeated cross-validation over patients, beside models that must not do as well.
 
-Every smear is predicted in each repeat by a model that has seen no smear of its patient. The area under the ROC curve is
-the mean over the repeats, of scores that no temperature has touched (each fold has its own, which would mix the ranks); its
-interval resamples patients (percentile bootstrap), for the model and its rivals at once, so that differences are paired, and
-is never narrower than Newcombe's for so many patients. It does not hold what another training set would have changed: on
-simulated patients the bootstrap covered the true area in 85 %, not 95 %. The rivals: each part of the features alone, and two
-nulls that know nothing of morphology: the number of cells and the mean colour. A model that does not pass the nulls has
-learnt the collection, not the disease.
+The area under the ROC curve is the mean over the repeats, of scores that no temperature has touched (each fold has its own, which
+would mix the ranks); its interval resamples patients, for the model and its rivals at once, so that differences are paired
+(docs/diagnosis.md).
 """
 
 from collections.abc import Callable, Mapping

@@ -71,7 +71,7 @@ def _rates(part: pd.DataFrame) -> dict[str, float | None]:
 
 
 def differential(
-    model: RecognitionModel, directory: Path, out: Path, progress: Callable[[int], object] = lambda _: None
+    model: RecognitionModel, directory: Path, out: Path, progress: Callable[[int, int], object] = lambda *_: None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Recognise a data set and write one row a smear to `out`, with its origin.
 

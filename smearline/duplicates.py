@@ -1,12 +1,8 @@
 """Near duplicates: the same picture exported again (another JPEG quality, a pixel of shift, a small resize).
 
-Each image carries a 16 x 16 luminance thumbnail. Two images are near duplicates where the correlation of their
-thumbnails (zero mean, unit norm: a unit vector d of 256 numbers) is at least `MIN_CORRELATION`. The search is exact:
-|a - b|^2 = 2 (1 - a.b), and an orthonormal projection never lengthens a distance, so that pairs which are near in a few
-low-frequency DCT coefficients hold every pair, and the full vectors confirm it. Radius and spread are alike in every direction, so
-that no tree and no grid rules much out: points are compared by matrix products of blocks that fit a core's cache, in the order of
-their first principal component. Memory is that of a few numbers an image; time grows with the images times the new images, since
-what an earlier search found is kept. Threshold and false-alarm rate are measured by bench/near_duplicates.py.
+Two images are near duplicates where the correlation of their thumbnails (zero mean, unit norm: a unit vector of 256 numbers) is at
+least `MIN_CORRELATION`. The search is exact: pairs that are near in a few low-frequency DCT coefficients hold every pair, and the
+full vectors confirm it. Why blocks of matrix products and no tree, and what was measured: docs/decisions/003.
 """
 
 import os
@@ -16,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.fft import dctn
@@ -81,13 +78,13 @@ def kept_pairs(
 ) -> NDArray[np.int64]:
     """As `pairs`; what was found is kept in `file` (where one is named): next time only new images are compared with all."""
     thumbnails, bits = list(thumbnails), lookup.bits(pa.array(sha256s, pa.string()))
-    order = np.argsort(bits, kind="stable")
     searched, both = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
     if file and file.exists():
         try:
             with np.load(file) as kept:
                 if float(kept["min_correlation"]) == min_correlation:
-                    searched, both = kept["searched"], lookup.places(bits, order, kept["pairs"])
+                    rows = pd.Index(bits).get_indexer(kept["pairs"].ravel())
+                    searched, both = kept["searched"], rows.reshape(-1, 2)
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
             pass  # damaged: all is searched again
     found = pairs(thumbnails, min_correlation, new=~np.isin(bits, searched), progress=progress)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smearline import dataset, evaluation_page, images, metrics, occlusion, plain_json, vocabulary
+from smearline import dataset, evaluation_page, images, lookup, metrics, occlusion, plain_json, vocabulary
 from smearline.curves import read as read_curves
 from smearline.metrics.readers import score_readers
 from smearline.recognition import RecognitionModel, recognise, scale_of
@@ -26,7 +26,7 @@ def evaluate(
     seed: int = 7,
     num_errors_shown: int = 48,
     curves: Path | None = None,
-    progress: Callable[[int], object] = lambda _: None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> dict[str, Any]:
     """Recognise cells and judge the answers; writes predictions.parquet, metrics.json, headline.json,
     evaluation.html, and suspects.csv: cells whose label the model contradicts with 0.95 and more, for an expert to look at.
@@ -118,11 +118,8 @@ def _examples(model: RecognitionModel, directory: Path, wrong: pd.DataFrame, cou
     """The surest wrong answers of each site and label in turn: the picture as the network saw it, and what the name rests on."""
     turn = wrong.groupby(["site", "true_type"]).cumcount().sort_values(kind="stable")
     chosen = wrong.loc[turn.index[:count]].sort_values(["site", "true_type"], kind="stable")
-    wanted, crops = set(chosen["sha256"]), dict[str, images.UInt8Array]()
-    for block in dataset.iter_rows(directory, ["sha256", "site", "microns_per_px", "image"]):
-        for sha, *about, data in zip(*block.values(), strict=True):
-            if sha in wanted:
-                crops[sha] = model.prepare(data, scale_of(*about)[0])
+    found = lookup.Known(directory).find(list(chosen["sha256"]), ["site", "microns_per_px", "image"])
+    crops = {sha: model.prepare(data, scale_of(*about)[0]) for sha, (*about, data) in found.items()}
 
     def picture(sha: str, named: str) -> str:
         crop, column = crops[sha], model.card.types.index(named)

@@ -183,9 +183,7 @@ class _Import:
         labels are said anew."""
         known, files_before, gone = lookup.Known(self.into), self.files(), set(dataset.deleted(self.into))
         listed = pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string()))
-        # Rows of before they had a folder are this one's where they name a file that it has.
-        unplaced = pc.and_(pc.is_null(files_before["folder"]), listed)
-        ours = pc.or_(pc.fill_null(pc.equal(files_before["folder"], self.folder), False), unplaced)
+        ours = pc.equal(files_before["folder"], self.folder)
         owners: dict[str, str] = {}  # the first file with these bytes
         patient_of: dict[str, str | None] = {}  # of what is new
         before: set[tuple[str | None, ...]] = set()
@@ -359,10 +357,10 @@ class _Import:
         What this source said before of a `corrected` image, and no longer says, goes; so does what the quarantine said of
         this folder's files.
         """
-        seen_now, ours = {self.shown(p) for p in paths}, (self.site.name, self.source.name)
+        seen_now, ours = {self.shown(p) for p in paths}, (self.site.name, self.source.name, self.folder)
 
         def stale(row: Any) -> bool:
-            of_ours = (row.site, row.source) == ours and row.folder in (self.folder, None)
+            of_ours = (row.site, row.source, row.folder) == ours
             return of_ours and (row.file in seen_now or row.reason in ("missing", "deleted"))
 
         key = ["site", "folder", "file", "reason"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -208,18 +209,18 @@ def _twice(rows: pa.Table) -> list[Finding]:
 
 def _labels(directory: Path, rows: pa.Table) -> list[Finding]:
     found = []
-    forgotten = np.sort(lookup.bits(pa.array(_deleted(directory), pa.string())))
-    known = np.sort(np.concatenate([lookup.bits(rows["sha256"]), forgotten]))
+    gone = lookup.bits(pa.array(_deleted(directory), pa.string()))
+    forgotten, known = (pd.Index(np.unique(b)) for b in (gone, np.concatenate([lookup.bits(rows["sha256"]), gone])))
     for path in dataset.label_paths(directory):
         name = path.relative_to(directory).as_posix()
         try:
             named = pq.read_table(path, columns=["sha256"])["sha256"]
             bits = lookup.bits(named)
-            of_deleted = lookup.among(bits, forgotten)
+            of_deleted = forgotten.get_indexer(bits) >= 0
         except _UNREADABLE:
             continue  # it is found as a damaged table
         for kind, of, whose, remedy in (
-            ("label_without_image", ~lookup.among(bits, known), "images that no shard here holds", _GET_BACK),
+            ("label_without_image", known.get_indexer(bits) < 0, "images that no shard here holds", _GET_BACK),
             ("label_of_deleted", of_deleted, "images of patients who were deleted", "smearline compact"),
         ):
             if of.any():

@@ -48,21 +48,3 @@ def bits(sha256s: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
     text = np.frombuffer(whole.cast(pa.binary(64)).buffers()[1], np.uint8).reshape(-1, 64)[: len(whole), 48:]
     nibbles = _NIBBLE[text]
     return (nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).view(">u8").ravel().astype(np.uint64)
-
-
-def places(bits: NDArray[np.uint64], order: NDArray[np.int64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The row of each wanted image among `bits` (whose `argsort` is `order`); -1 where it is not there."""
-    if not len(bits):
-        return np.full(wanted.shape, -1)
-    flat = wanted.ravel()
-    rising = np.argsort(flat, kind="stable")  # a search in rising order finds its way through the caches
-    rows = np.empty(len(flat), np.int64)
-    rows[rising] = order[np.minimum(np.searchsorted(bits[order], flat[rising]), len(bits) - 1)]
-    return np.where(bits[rows] == flat, rows, -1).reshape(wanted.shape)
-
-
-def among(wanted: NDArray[np.uint64], rising: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of `wanted` stand in `rising`, which is sorted."""
-    if not len(rising):
-        return np.zeros(wanted.shape, bool)
-    return np.asarray(rising[np.minimum(np.searchsorted(rising, wanted), len(rising) - 1)] == wanted)

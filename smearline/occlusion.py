@@ -1,8 +1,5 @@
 """What a name rests on: places of the crop are covered one after the other, and the recogniser is asked again (Zeiler & Fergus
-2014, ECCV).
-
-It needs nothing of the network but its answers. Class activation maps were tried in its place: at 96 to 160 px a place of the last
-feature map sees the whole crop, and the maps of real networks peaked in a corner, not on the cell.
+2014, ECCV). It needs nothing of the network but its answers (docs/decisions/011).
 """
 
 import io

@@ -9,26 +9,21 @@ from pathlib import Path
 from smearline.errors import SiteError
 from smearline.sites import Site
 
-KEY_VARIABLE = "SMEARLINE_KEY_FILE"
 # For identifiers that their owners published as pseudonyms: no secret is needed, and a fixed key keeps the
 # pseudonyms, and so the splits by patient, the same on every machine.
 _PUBLIC_KEY = b"smearline: identifiers that are public already"
 
 
-def key_file() -> Path:
-    """Where the laboratory's own key lies: $SMEARLINE_KEY_FILE, or ~/.smearline/pseudonym.key. Never in a repository."""
-    return Path(os.environ.get(KEY_VARIABLE) or Path.home() / ".smearline" / "pseudonym.key")
-
-
 def key(site: Site) -> bytes:
-    """The site's HMAC key; a private key is made on first use (32 random bytes, mode 600).
+    """The site's HMAC key. A private one lies in $SMEARLINE_KEY_FILE or ~/.smearline/pseudonym.key, never in a repository, and is
+    made on first use (32 random bytes, mode 600).
 
     Raises:
         SiteError: the key file exists but is too short to protect anyone.
     """
     if site.identifiers == "public":
         return _PUBLIC_KEY
-    path = key_file()
+    path = Path(os.environ.get("SMEARLINE_KEY_FILE") or Path.home() / ".smearline" / "pseudonym.key")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

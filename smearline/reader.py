@@ -1,13 +1,8 @@
-"""Crops for training, read from the shards by whole row groups, and the order in which they are drawn.
+"""Crops for training, read from the shards by whole row groups, and the order in which they are drawn (docs/decisions/009).
 
-A single row costs its whole row group, so images are drawn group by group: an epoch goes through the groups in random order,
-eight of them (`LANES`) side by side, and within each lane the rows of `MIX` images at a time are shuffled. So a batch comes from
-some forty groups, while every group is read once (or as often as its most drawn image). The order is a list of positions that
-hangs on seed and epoch alone: any number of workers takes its part of the same batches, and a run goes on in mid-epoch by its
-step.
-
-Row groups are fetched by one thread, ahead; crops are decoded on others, into the batch itself: JPEG's own scaled decoding
-where the crop needs less than half of the picture's resolution, then the field alone is resized. Pixels stay uint8.
+The order is a list of positions that hangs on seed and epoch alone: any number of workers takes its part of the same batches, and
+a run goes on in mid-epoch by its step. Row groups are fetched by one thread, ahead; crops are decoded on others, into the batch
+itself. Pixels stay uint8.
 """
 
 from collections import deque

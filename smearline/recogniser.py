@@ -12,7 +12,7 @@ import numpy as np
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +20,6 @@ from smearline.errors import ModelError
 
 PROJECTION_VERSION = "orthogonal-1"
 _DROPOUT = 0.2
-_OUTPUTS = ("outputs", "types", "characteristics")
 
 
 class Recogniser(nn.Module):
@@ -139,10 +138,9 @@ def save_weights(recogniser: Recogniser, path: Path) -> None:
 def _take_over(recogniser: Recogniser, path: Path) -> bool:
     """The backbone of another recogniser, and of its heads the outputs that both have; False where the file is of no recogniser."""
     with safe_open(path, "pt") as file:
-        metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items() if name in _OUTPUTS}
-        said = metadata.get("outputs", metadata)  # in an entry each, in older files
-        if not {"types", "characteristics"} <= said.keys():
+        if "outputs" not in (about := file.metadata() or {}):
             return False
+        said = json.loads(about["outputs"])
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     theirs = (said["types"], _values(said["characteristics"]))
     ours = (list(recogniser.types), _values(recogniser.characteristics))
@@ -165,8 +163,6 @@ def _values(characteristics: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         return load_file(path)
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     return dict(loaded.get("state_dict", loaded))
@@ -204,8 +200,8 @@ def characteristics_loss(
     logits_BV: Tensor,
     targets_BK: Tensor,
     slices: Sequence[slice],
-    num_labelled_K: Tensor | None = None,
-    weight_B: Tensor | None = None,
+    num_labelled_K: Tensor,
+    weight_B: Tensor,
 ) -> Tensor:
     """Mean over the K characteristics of the cross-entropy over the images that have a label of it.
 
@@ -214,15 +210,12 @@ def characteristics_loss(
         targets_BK: B x K, int64; -1 where there is no label.
         num_labelled_K, weight_B: as in `label_set_loss`.
     """
-    if num_labelled_K is None:
-        num_labelled_K = (targets_BK >= 0).sum(dim=0).clamp(min=1)
     losses = []
     for column, part in enumerate(slices):
         per_image = functional.cross_entropy(
             logits_BV[:, part].float(), targets_BK[:, column], ignore_index=-1, reduction="none"
         )
-        total = per_image.sum() if weight_B is None else per_image @ weight_B
-        losses.append(total / num_labelled_K[column])
+        losses.append(per_image @ weight_B / num_labelled_K[column])
     return torch.stack(losses).mean() if losses else logits_BV.sum() * 0.0
 
 

@@ -24,8 +24,6 @@ from smearline.errors import DataError, ImageError, ModelError
 from smearline.reader import prepare
 
 CONTRACT = "recogniser-2"
-_READ = ("recogniser-1", CONTRACT)
-"""The first gave activation maps as a further output, which nothing reads."""
 ONNX_FILE, CARD_FILE, SEEN_FILE = "recogniser.onnx", "model.json", "trained_on.parquet"
 _BATCH = 32
 
@@ -72,13 +70,10 @@ class RecognitionModel:
                 raise ModelError(f"{folder} is no model folder: it has no {name}; {inside}")
         self.folder = folder
         try:
-            said = plain_json.read(folder / CARD_FILE)
-            if isinstance(said, dict):
-                said.pop("map_px", None)  # of cards from when the network gave activation maps
-            self.card = ModelCard.model_validate(said)
+            self.card = ModelCard.model_validate(plain_json.read(folder / CARD_FILE))
         except ValueError as error:
             raise ModelError(f"{folder / CARD_FILE} is no model card: {error}") from error
-        if self.card.contract not in _READ:
+        if self.card.contract != CONTRACT:
             raise ModelError(f"{folder} keeps the contract '{self.card.contract}'; this version reads '{CONTRACT}'")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -141,13 +136,13 @@ def recognise(
     directory: Path,
     *,
     keep: set[str] | None = None,
-    progress: Callable[[int], object] = lambda _: None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> tuple[pd.DataFrame, NDArray[np.float16]]:
     """Recognise the cells of a data set, in their stored order.
 
     Args:
         keep: only these sha256; None for all.
-        progress: called with the number of images done since the last call.
+        progress: called with (images done, images in all).
 
     Returns:
         The predictions (columns as of `table_of`) and the embeddings (N x E, float16).
@@ -155,7 +150,12 @@ def recognise(
     Raises:
         DataError: no image is left; or an image of the data set cannot be decoded.
     """
-    tables = list(recognised(model, directory, keep=keep, progress=progress))
+    total = len(dataset.index(directory, ["sha256"])) if keep is None else len(keep)
+    tables, done = list[pa.Table](), 0
+    for table in recognised(model, directory, keep=keep):
+        tables.append(table)
+        done += len(table)
+        progress(done, total)
     if not tables:
         raise DataError(f"no image to recognise in {directory}")
     return split(pa.concat_tables(tables))
@@ -167,7 +167,6 @@ def recognised(
     *,
     shards: Sequence[Path] | None = None,
     keep: set[str] | None = None,
-    progress: Callable[[int], object] = lambda _: None,
     threads: int = 2,
 ) -> Iterator[pa.Table]:
     """Tables of `table_of`, a batch at a time, so that memory is that of a batch; `shards`: of these alone. As `recognise`."""
@@ -191,7 +190,6 @@ def recognised(
                 batch, about = np.stack(crops[start : start + _BATCH]), metadata[start : start + _BATCH]
                 outputs = model.run(batch, "type_probabilities", "characteristic_probabilities", "embedding")
                 yield table_of(model.card, about, batch, *outputs)
-                progress(len(about))
 
 
 def table_of(

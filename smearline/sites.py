@@ -74,11 +74,7 @@ def load(name: str, folder: Path | None = None) -> Site:
             f"Write one with: smearline site new {name}"
         )
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for gone in ("reference_limits", "blast_equivalents"):  # `site new` once wrote them, empty
-            if isinstance(said, dict) and not said.get(gone):
-                said.pop(gone, None)
-        site = Site.model_validate(said)
+        site = Site.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as error:
         raise SiteError(f"{path}: {error}") from error
     if site.name != name:
@@ -86,23 +82,25 @@ def load(name: str, folder: Path | None = None) -> Site:
     return site
 
 
-def new(name: str, folder: Path | None = None, **fields: Any) -> Path:
+def new(name: str, microns_per_px: float | None = None) -> Path:
     """Write a site file to be completed by hand and return its path.
 
     Raises:
         SiteError: the file exists, or a field is not valid.
     """
-    folder = folder or directory()
-    path = folder / f"{name}.yaml"
+    path = directory() / f"{name}.yaml"
     if path.exists():
         raise SiteError(f"{path} exists already; edit it")
-    given = {k: v for k, v in fields.items() if v is not None}
-    if "microns_per_px" not in given:
-        given.setdefault("assumed_microns_per_px", ASSUMED_MICRONS_PER_PX)
-    source = "given at 'smearline site new'" if "microns_per_px" in given else "not known; assumed, correct it"
-    defaults = dict.fromkeys(("laboratory", "scanner", "stain"), "unknown") | {"origin": "real", "use": "research"}
+    if microns_per_px is None:
+        scale: dict[str, Any] = {
+            "scale_source": "not known; assumed, correct it",
+            "assumed_microns_per_px": ASSUMED_MICRONS_PER_PX,
+        }
+    else:
+        scale = {"scale_source": "given at 'smearline site new'"}
+    known = dict.fromkeys(("laboratory", "scanner", "stain"), "unknown") | {"origin": "real", "use": "research"}
     try:
-        site = Site.model_validate({"microns_per_px": None, "scale_source": source, **defaults, **given, "name": name})
+        site = Site.model_validate({"name": name, "microns_per_px": microns_per_px, **known, **scale})
     except ValidationError as error:
         raise SiteError(f"site '{name}': {error}") from error
     path.write_text(yaml.safe_dump(site.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -80,8 +80,5 @@ def places(frame: pd.DataFrame, seed: int) -> pd.Series:
 
 
 def _places(group: pd.Series, seed: int) -> pd.Series:
-    return group.map({g: _unit_hash(seed, g) for g in group.unique()})
-
-
-def _unit_hash(seed: int, key: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:7], "big") / 2**56
+    digests = {g: hashlib.sha256(f"{seed}/{g}".encode()).digest() for g in group.unique()}
+    return group.map({g: int.from_bytes(digest[:7], "big") / 2**56 for g, digest in digests.items()})

@@ -1,6 +1,5 @@
 """What a data set holds, told without reading a picture: by site, scanner, stain, type, label source, month and split."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from smearline import dataset, lookup, vocabulary
+from smearline.errors import DataError
 
 UNLABELLED, CONFLICTED = "unlabelled", "conflicted"
 _BY = ("site", "scanner", "stain", "origin", "source", "type", "month", "split")
@@ -29,26 +28,27 @@ def stats(directory: Path, splits: Path | None = None) -> dict[str, Any]:
         of all images (total variation distance, 0 to 1).
 
     Raises:
-        DataError: the data set holds no image.
+        DataError: the data set holds no image, or an image twice.
     """
     images = _images(directory)
-    bits = lookup.bits(images["sha256"])
-    order = np.argsort(bits, kind="stable")
+    row_of = pd.Index(lookup.bits(images["sha256"]))
+    if not row_of.is_unique:
+        raise DataError(f"{directory}: an image stands in it twice; smearline verify says where")
     labels = _labels(directory)
     frame = images.drop_columns(["sha256", "acquired_at"]).to_pandas()
-    frame["type"] = _types(labels, bits, order)
+    frame["type"] = _types(labels, row_of)
     month = pc.strftime(images["acquired_at"], format="%Y-%m").dictionary_encode()
     frame["month"] = month.to_pandas()
     told: dict[str, Any] = {}
     if splits is not None:
         known = pq.read_table(splits, columns=["sha256", "split", "group", "near_duplicate"])
-        place = lookup.places(bits, order, lookup.bits(known["sha256"]))
+        place = row_of.get_indexer(lookup.bits(known["sha256"]))
         named = known["split"].to_pandas().to_numpy(object)
         split = np.full(len(frame), "in no split", object)
         split[place[place >= 0]] = named[place >= 0]
         frame["split"] = pd.Categorical(split)
         near = known.filter(known["near_duplicate"])
-        place = lookup.places(bits, order, lookup.bits(near["sha256"]))
+        place = row_of.get_indexer(lookup.bits(near["sha256"]))
         near = near.filter(pa.array(place >= 0))  # the others were deleted since the split
         rows = frame.iloc[place[place >= 0]][["site", "patient"]]
         groups = rows.astype(str).groupby(near["group"].to_pandas().to_numpy())
@@ -71,34 +71,6 @@ def stats(directory: Path, splits: Path | None = None) -> dict[str, Any]:
     }
 
 
-def shown(found: Mapping[str, Any]) -> str:
-    """For a terminal."""
-    lines = [f"{found['images']:,} images, {found['image_bytes'] / 1e9:.2f} GB in {found['shards']} shards"]
-    lines += [f"{found['deleted']:,} deleted, {found['scale_unknown']:,} of unknown scale"]
-    for site, told in found["sites"].items():
-        lines.append(
-            f"  {site:20} {told['images']:>10,} images {told['smears']:>8,} smears {told['patients']:>8,} patients"
-        )
-    for column, counts in found["by"].items():
-        lines.append(f"by {column}")
-        lines += [f"  {value:40} {number:>10,}" for value, number in counts.items()]
-    lines.append("labels")
-    lines += [
-        f"  {told['labels']:>10,}  {told['name']:16} {told['role']:12} {told['source']}, {told['labelled_by']}"
-        for told in found["labels"]
-    ]
-    lines.append(
-        "duplicates: "
-        + ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in found["duplicates"].items())
-    )
-    for split, told in found["splits"].items():
-        lines.append(
-            f"split {split}: {told['images']:,} images, {told['patients']:,} patients; its mix of types is "
-            f"{told['distance']:.3f} from that of all, of sites {told['distance_sites']:.3f} (0: the same, 1: nothing shared)"
-        )
-    return "\n".join(lines)
-
-
 def _images(directory: Path) -> pa.Table:
     words = ["site", "scanner", "stain", "origin", "source", "patient", "smear"]
     columns = ["sha256", *words, "microns_per_px", "acquired_at"]
@@ -115,16 +87,16 @@ def _labels(directory: Path) -> pa.Table:
     return pa.concat_tables(found).unify_dictionaries() if found else empty
 
 
-def _types(labels: pa.Table, bits: NDArray[np.uint64], order: NDArray[np.int64]) -> pd.Categorical:
+def _types(labels: pa.Table, row_of: pd.Index) -> pd.Categorical:
     """The type of each image: the finer of a parent and its child; what is said in two ways is conflicted."""
     words = vocabulary.load()
     mine = labels.filter((pc.field("name") == "type") & (pc.field("role") == "reference"))
-    rows = lookup.places(bits, order, lookup.bits(mine["sha256"]))
+    rows = row_of.get_indexer(lookup.bits(mine["sha256"]))
     value = pd.Categorical(mine["value"].to_pandas())
     names = [*value.categories, UNLABELLED, CONFLICTED]
     value, rows = value.codes[rows >= 0].astype(np.int16), rows[rows >= 0]
     parent = np.isin(value, [names.index(p) for p in words.parents if p in names])
-    found = np.full(len(bits), names.index(UNLABELLED), np.int16)
+    found = np.full(len(row_of), names.index(UNLABELLED), np.int16)
     found[rows[parent]] = value[parent]
     found[rows[~parent]] = value[~parent]
     agrees = np.eye(len(names), dtype=bool)

@@ -27,7 +27,7 @@ def evaluate(
     predictions: pd.DataFrame,
     truth: pd.DataFrame,
     *,
-    train_labels: pd.DataFrame | None = None,
+    train_labels: pd.DataFrame,
     seed: int = 0,
     origin: str,
     context: Mapping[str, Any],

@@ -20,21 +20,19 @@ from smearline.metrics.type_scores import MIN_SUPPORT
 from smearline.vocabulary import Characteristic, load
 
 Json = dict[str, Any]
-NUM_FOLDS = 5
 PREDICTORS = ("said", "type_only")
 # Fewer patients cannot show that the type is beaten: four of four agreeing has p = 0.06 in a one-sided sign test.
 MIN_CLUSTERS = 5
 
 
-def score_characteristics(cells: pd.DataFrame, truth: pd.DataFrame, train: pd.DataFrame | None, seed: int) -> Json:
+def score_characteristics(cells: pd.DataFrame, truth: pd.DataFrame, train: pd.DataFrame, seed: int) -> Json:
     """Scores of every characteristic of the vocabulary; `status` is 'tested', 'not trained' or 'not tested'.
 
     Args:
         cells: labelled cells.
         truth: sha256, name, value: the labels of the characteristics; other cells than those given are ignored.
-        train: sha256, true_type and a column for each characteristic, of the training cells; without it (or without
-            labels of a characteristic in it) the majority and the type-only predictor are cross-fitted on the
-            evaluated cells in 5 folds by patient.
+        train: true_type and a column for each trained characteristic, of the training cells: what the majority and the type-only
+            predictor know.
 
     Raises:
         DataError: a column is missing, a name or value is unknown, or a cell has two values of a characteristic.
@@ -57,7 +55,7 @@ def score_characteristics(cells: pd.DataFrame, truth: pd.DataFrame, train: pd.Da
 
 
 def _score(
-    cells: pd.DataFrame, what: Characteristic, labels: pd.Series | None, train: pd.DataFrame | None, seed: list[int]
+    cells: pd.DataFrame, what: Characteristic, labels: pd.Series | None, train: pd.DataFrame, seed: list[int]
 ) -> Json:
     trained, rng = f"c_{what.name}" in cells.columns, np.random.default_rng(seed)
     head: Json = {"status": "not tested", "trained": trained, "support": 0}
@@ -77,41 +75,28 @@ def _score(
     part["said"] = indices(part[f"c_{what.name}"], what.values, f"c_{what.name}")
     if (part["said"] < 0).any():
         raise DataError(f"{(part['said'] < 0).sum()} labelled cells have no c_{what.name}; each needs a prediction")
-    part["type_only"], part["majority"], source = _baselines(part, what, train, rng)
-    return head | {"status": "tested", "baselines_from": source} | _tested(part, what, rng)
+    part["type_only"], part["majority"] = _baselines(part, what, train)
+    return head | {"status": "tested"} | _tested(part, what, rng)
 
 
-def _baselines(
-    part: pd.DataFrame, what: Characteristic, train: pd.DataFrame | None, rng: np.random.Generator
-) -> tuple[Ints, Ints, str]:
-    """The type-only and the majority prediction of each cell, and where they were learned."""
-    known, label_N, predicted_N, true_N = codes(), *(part[c].to_numpy() for c in ("label", "predicted", "true"))
+def _baselines(part: pd.DataFrame, what: Characteristic, train: pd.DataFrame) -> tuple[Ints, int]:
+    """The type-only prediction of each cell and the majority, learned from the training cells."""
+    known, label_N, predicted_N = codes(), part["label"].to_numpy(), part["predicted"].to_numpy()
     named_N = np.array([known.codes.index(t) for t in known.types])[predicted_N]
     told_N = np.where(known.member_RK[label_N, predicted_N], named_N, label_N)
-    if train is not None and what.name in train.columns:
-        label = indices(train["true_type"], known.codes, "true_type")
-        value = indices(train[what.name], what.values, what.name)
-        usable = (label >= 0) & (value >= 0)
-        if usable.any():
-            by_type, majority = _most_frequent(label[usable], value[usable], len(what.values))
-            return by_type[told_N], np.full(len(part), majority), "training cells"
-    clusters, cluster_N = np.unique(part["cluster"], return_inverse=True)
-    fold_N = (rng.permutation(len(clusters)) % NUM_FOLDS)[cluster_N]
-    type_only_N, majority_N = np.zeros_like(true_N), np.zeros_like(true_N)
-    for fold in range(NUM_FOLDS):
-        here = fold_N == fold
-        others = ~here if (~here).any() else here
-        by_type, majority_N[here] = _most_frequent(told_N[others], true_N[others], len(what.values))
-        type_only_N[here] = by_type[told_N[here]]
-    return type_only_N, majority_N, f"evaluated cells, cross-fitted in {NUM_FOLDS} folds by {interval_by(part)}"
+    label = indices(train["true_type"], known.codes, "true_type")
+    value = indices(train[what.name], what.values, what.name)
+    by_type, majority = _most_frequent(label[value >= 0], value[value >= 0], len(what.values))
+    return by_type[told_N], majority
 
 
 def _most_frequent(label_N: Ints, value_N: Ints, num_values: int) -> tuple[Ints, int]:
-    """The most frequent value of each code (of codes that overlap it, then of all, where it has none) and of all."""
+    """The most frequent value of each code (of codes that overlap it, then of all, where it has none) and of all, untyped cells
+    too."""
     member = codes().member_RK.astype(int)
     counts = np.zeros((len(member), num_values), int)
-    np.add.at(counts, (label_N, value_N), 1)
-    overall = counts.sum(axis=0)
+    np.add.at(counts, (label_N[label_N >= 0], value_N[label_N >= 0]), 1)
+    overall = np.bincount(value_N, minlength=num_values)
     for fallback in ((member @ member.T > 0) @ counts, overall[None]):
         counts = np.where(counts.sum(axis=1, keepdims=True) > 0, counts, fallback)
     return counts.argmax(axis=1), int(overall.argmax())

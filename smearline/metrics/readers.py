@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smearline.dataset import whose
+from smearline.dataset import finest, whose
 from smearline.metrics.intervals import share
 from smearline.vocabulary import load
 
@@ -23,9 +23,7 @@ def two_labels(labels: pd.DataFrame) -> pd.DataFrame:
     """
     types = labels[labels["name"] == "type"]
     reference, again = (types[types["role"] == role] for role in ("reference", "reannotation"))
-    for parent, children in load().parents.items():
-        finer = reference["sha256"][reference["value"].isin(children)]
-        reference = reference[(reference["value"] != parent) | ~reference["sha256"].isin(finer)]
+    reference = finest(reference)
     groups = reference[reference["conflicted"]].groupby("sha256")["value"]
     said = {sha: sorted(set(values)) for sha, values in groups if values.nunique() > 1}
     disputed = pd.DataFrame({"sha256": list(said), "first": list(said.values()), "second": None, "reading": "disputed"})

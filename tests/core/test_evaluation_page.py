@@ -61,6 +61,10 @@ def simulated(num_cells: int = 3000, seed: int = 0) -> tuple[pd.DataFrame, pd.Da
     return pd.concat([frame, pd.DataFrame(chances, columns=[f"p_{t}" for t in types])], axis=1), pd.concat(truth)
 
 
+def taught(predictions: pd.DataFrame) -> pd.DataFrame:
+    return predictions.rename(columns={f"c_{name}": name for name in ("cell_size", "granularity")})
+
+
 def measured(folder: Path) -> Path:
     """A folder with a learning curve, and two adaptations: one as it should be, one whose new site has no cell that judges."""
     points = [
@@ -92,8 +96,11 @@ def measured(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    predictions, truth = simulated()
     metrics = evaluate(
-        *simulated(),
+        predictions,
+        truth,
+        train_labels=taught(predictions),
         origin="simulated",
         context={"model": {"name": NASTY, "data_digest": "d"}, "split": "by patient"},
         blast_from=0.25,
@@ -126,7 +133,8 @@ def test_every_type_section_and_site_is_there(page: str) -> None:
 def test_hundreds_of_cells_without_a_smear_are_shown_though_no_smear_is_known(tmp_path: Path) -> None:
     predictions, truth = simulated()
     for frame in (predictions, predictions.assign(smear=None)):
-        metrics = evaluate(frame, truth, origin="simulated", context={"model": {}, "split": ""}, flag_above=0.03)
+        more = {"context": {"model": {}, "split": ""}, "flag_above": 0.03}
+        metrics = evaluate(frame, truth, train_labels=taught(frame), origin="simulated", **more)
         metrics["curves"] = curves.read(tmp_path)
         render(json.loads(json.dumps(metrics)), title="t", examples=[], out=tmp_path / "e.html")
         assert "cut into hundreds: how many of these are flagged" in (tmp_path / "e.html").read_text(encoding="utf-8")
@@ -205,7 +213,8 @@ def test_a_single_real_site_without_smears_blasts_or_characteristics(tmp_path: P
     predictions, truth = simulated(400)
     few = predictions[(predictions["site"] == "gamma") & predictions["true_type"].isin(["LYMPH", "MONO"])]
     out = tmp_path / "evaluation.html"
-    metrics = evaluate(few.drop(columns=["c_cell_size", "c_granularity"]), truth, origin="real", context={})
+    few = few.drop(columns=["c_cell_size", "c_granularity"])
+    metrics = evaluate(few, truth, train_labels=few, origin="real", context={})
     render(metrics, title="Recogniser", examples=[], out=out)
     page = out.read_text(encoding="utf-8")
     for words in ("Not patient-independent", "nothing is known about finding blasts", "No characteristic was tested"):

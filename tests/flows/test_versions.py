@@ -65,7 +65,7 @@ def test_as_it_is_typed(changed: Workspace):
     said = command(changed, "diff", "HEAD~1", "HEAD", "--json")
     assert json.loads(said.stdout)["images"]["added"] == {"lab": 2}, said.stderr
     assert "added:\n    lab: 2" in command(changed, "diff", "HEAD~1").stdout
-    assert "by site" in command(changed, "stats").stdout
+    assert "by:\n  site:" in command(changed, "stats").stdout
     said = command(changed, "diff", "HEAD~1", "nowhere")
     assert said.returncode == 2 and "'nowhere'" in said.stderr and "Traceback" not in said.stderr
 
