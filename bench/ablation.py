@@ -37,7 +37,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "batch normalisation by the batch": {"model": {"frozen_batch_norm": False}},
     "no stain jitter": {"train": {"stain_jitter": 0.0}},
     "twice the stain jitter": {"train": {"stain_jitter": 2.0}},
-    "mixup": {"train": {"mixup": 0.3}},
     "no balancing": {"train": {"balance": 0.0}},
     "all strata alike": {"train": {"balance": 1.0}},
     "no label smoothing": {"train": {"label_smoothing": 0.0}},
@@ -51,7 +50,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
             "weight_decay": 0.0302,
             "stain_jitter": 0.527,
             "balance": 0.534,
-            "mixup": 0.0087,
             "label_smoothing": 0.184,
         }
     },

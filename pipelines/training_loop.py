@@ -103,7 +103,7 @@ class _Run:
             whole_allowed, whole_values = (t[order[step]] for t in self.train_targets)
             labelled = [whole_allowed.any(axis=1).sum(), *(whole_values >= 0).sum(axis=0)]
             divisors = torch.tensor(np.maximum(labelled, 1) / self.workers, dtype=torch.float32).to(self.device)
-            draws = augmentation.Draws.of(size, self.train.seed, epoch * self.steps + step, self.train.mixup)
+            draws = augmentation.Draws.of(size, self.train.seed, epoch * self.steps + step)
             dropped = self.plain.dropout(size, draws.generator)[self.rank :: self.workers]
             yield _Batch(
                 torch.from_numpy(crops).to(self.device),
@@ -173,14 +173,14 @@ class _Run:
             part = batch.part(number, parts)
             image = self.params.image
             images = augmentation.augment(part.crops, part.draws, image.size_px, image.margin, self.train.stain_jitter)
-            if self.train.mixup:
-                images = augmentation.mix(images, part.draws.share)
             images = images.contiguous(memory_format=torch.channels_last)
             alone = number + 1 < parts and hasattr(self.network, "no_sync")  # the ranks meet at the last part
             with self.network.no_sync() if alone else nullcontext():
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
                     type_logits, value_logits, _ = self.network(images, part.dropped)
-                loss = self._loss(type_logits, value_logits, part)
+                smoothing, weight = self.train.label_smoothing, self.train.characteristics_weight
+                loss = label_set_loss(type_logits, part.allowed, smoothing, part.num_labelled)
+                loss = loss + weight * characteristics_loss(value_logits, part.values, self.slices, part.num_labelled_K)
                 loss.backward()
             losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
@@ -188,20 +188,6 @@ class _Run:
         self.schedule.step()
         self.averaged.update_parameters(self.plain)
         return torch.stack(losses).sum()
-
-    def _loss(self, type_logits: Tensor, value_logits: Tensor, part: _Batch) -> Tensor:
-        """Of the images' own labels, and of those that they were mixed with, by their shares."""
-
-        def of(allowed: Tensor, values: Tensor, share: Tensor) -> Tensor:
-            loss = label_set_loss(type_logits, allowed, self.train.label_smoothing, part.num_labelled, share)
-            more = characteristics_loss(value_logits, values, self.slices, part.num_labelled_K, share)
-            return loss + self.train.characteristics_weight * more
-
-        own = part.draws.share
-        loss = of(part.allowed, part.values, own)
-        if self.train.mixup:
-            loss = loss + of(augmentation.partner(part.allowed), augmentation.partner(part.values), 1 - own)
-        return loss
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:

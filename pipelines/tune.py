@@ -30,7 +30,6 @@ _SPACE = {
     "weight_decay": FloatDistribution(1e-3, 0.1, log=True),
     "stain_jitter": FloatDistribution(0.0, 2.0),
     "balance": FloatDistribution(0.0, 1.0),
-    "mixup": FloatDistribution(0.0, 0.6),
     "label_smoothing": FloatDistribution(0.0, 0.2),
 }
 """Of the section `train`."""
@@ -45,11 +44,7 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
 
     Raises:
         DataError: there are no validation cells to judge a trial by.
-        SettingsError: batch_size cannot be cut in pairs, which a trial with mixup needs.
     """
-    for workers in (params.tune.workers, params.train.workers):
-        raw = params.model_dump(mode="json")
-        settings.check(settings.overlaid(raw, {"train": {"workers": workers, "mixup": 0.1}}), "a search tries mixup")
     frame, tune = split_cells(params), params.tune
     types = reader.trainable(frame[frame["split"] == "train"])[0]
     if not reader.targets(frame[frame["split"] == "val"], types, {})[0].any():

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,26 +24,20 @@ class Draws:
 
     uniform: Tensor  # B x 15, in -1..1
     normal: Tensor  # B x 3 x 3, standard normal
-    share: Tensor  # B, what `mix` leaves of the image itself
     generator: torch.Generator
     """For whatever else is drawn for this batch."""
 
     @classmethod
-    def of(cls, batch: int, seed: int, step: int, mixup: float = 0.0) -> Self:
-        """mixup: half of the images are mixed, with a share from Beta(mixup, mixup); 0 mixes none."""
+    def of(cls, batch: int, seed: int, step: int) -> Self:
         generator = torch.Generator().manual_seed((seed << 32) + step)
         uniform = torch.rand(batch, 15, generator=generator) * 2 - 1
-        share = np.ones(batch)
-        if mixup:
-            numbers = np.random.default_rng([seed, step])
-            share = np.where(numbers.random(batch) < 0.5, numbers.beta(mixup, mixup, batch), 1.0)
         normal = torch.randn(batch, 3, 3, generator=generator)
-        return cls(uniform, normal, torch.from_numpy(share).float(), generator)
+        return cls(uniform, normal, generator)
 
     def cut(self, rank: int, workers: int, device: torch.device) -> "Draws":
         """This rank's part: every `workers`-th image."""
-        cut = [t[rank::workers].to(device, non_blocking=True) for t in (self.uniform, self.normal, self.share)]
-        return Draws(cut[0], cut[1], cut[2], self.generator)
+        uniform, normal = (t[rank::workers].to(device, non_blocking=True) for t in (self.uniform, self.normal))
+        return Draws(uniform, normal, self.generator)
 
 
 def augment(images_BHWC: Tensor, draws: Draws, out_px: int, margin: float, stain_jitter: float) -> Tensor:
@@ -59,19 +52,6 @@ def augment(images_BHWC: Tensor, draws: Draws, out_px: int, margin: float, stain
     images = _turn(images, draws.uniform[:, 10:15], out_px, margin)
     images = _stain(images, draws, stain_jitter)
     return _blur(images, draws.uniform[:, 9]).clamp_(0.0, 1.0)
-
-
-def partner(batch: Tensor) -> Tensor:
-    """What `mix` puts to each image: the one half the batch away, which is the same one wherever every k-th image is taken."""
-    return batch.roll(len(batch) // 2, 0)
-
-
-def mix(images: Tensor, share_B: Tensor) -> Tensor:
-    """mixup (Zhang 2018, ICLR), in place: each image with its partner; the losses of both their labels are to be mixed alike."""
-    rows = (share_B < 1).nonzero().squeeze(1)  # the others stay as they are, which saves time
-    others = partner(torch.arange(len(images), device=images.device))[rows]
-    mixed = torch.lerp(images[others], images[rows], share_B[rows, None, None, None])
-    return images.index_copy_(0, rows, mixed)
 
 
 def _turn(images: Tensor, uniform: Tensor, out_px: int, margin: float) -> Tensor:

@@ -201,21 +201,20 @@ def characteristics_loss(
     targets_BK: Tensor,
     slices: Sequence[slice],
     num_labelled_K: Tensor,
-    weight_B: Tensor,
 ) -> Tensor:
     """Mean over the K characteristics of the cross-entropy over the images that have a label of it.
 
     Args:
         logits_BV: B x V.
         targets_BK: B x K, int64; -1 where there is no label.
-        num_labelled_K, weight_B: as in `label_set_loss`.
+        num_labelled_K: as in `label_set_loss`.
     """
     losses = []
     for column, part in enumerate(slices):
-        per_image = functional.cross_entropy(
-            logits_BV[:, part].float(), targets_BK[:, column], ignore_index=-1, reduction="none"
+        total = functional.cross_entropy(
+            logits_BV[:, part].float(), targets_BK[:, column], ignore_index=-1, reduction="sum"
         )
-        losses.append(per_image @ weight_B / num_labelled_K[column])
+        losses.append(total / num_labelled_K[column])
     return torch.stack(losses).mean() if losses else logits_BV.sum() * 0.0
 
 

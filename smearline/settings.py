@@ -66,14 +66,13 @@ class TrainSettings(_Section):
     balance: float = Field(ge=0, le=1)
     characteristics_weight: float = Field(ge=0)
     stain_jitter: float = Field(ge=0, le=3)
-    mixup: float = Field(ge=0, le=4)
     compile: bool
     checkpoint_steps: int = Field(ge=0)
     max_failures: int = Field(ge=0)
 
     def model_post_init(self, _: Any) -> None:
-        if self.batch_size % (self.workers * self.accumulate * (2 if self.mixup else 1)):
-            parts = f"workers {self.workers} times accumulate {self.accumulate}" + " times 2 (mixup)" * bool(self.mixup)
+        if self.batch_size % (self.workers * self.accumulate):
+            parts = f"workers {self.workers} times accumulate {self.accumulate}"
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of {parts}")
 
 
