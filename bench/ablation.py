@@ -39,8 +39,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "twice the stain jitter": {"train": {"stain_jitter": 2.0}},
     "no balancing": {"train": {"balance": 0.0}},
     "all strata alike": {"train": {"balance": 1.0}},
-    "no label smoothing": {"train": {"label_smoothing": 0.0}},
-    "no averaging of weights": {"train": {"ema_decay": 0.0}},
     "no characteristics": {"train": {"characteristics_weight": 0.0}},
     "small pictures alone": {"image": {"size_px": 96}, "train": {"epochs": 10}},
     "a field of 25 um": {"image": {"field_um": 25.0}},
@@ -50,7 +48,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
             "weight_decay": 0.0302,
             "stain_jitter": 0.527,
             "balance": 0.534,
-            "label_smoothing": 0.184,
         }
     },
 }
@@ -68,7 +65,7 @@ def with_scale(workspace: Path) -> pd.DataFrame:
 def logits(
     state: dict[str, torch.Tensor], types: tuple[str, ...], part: pd.DataFrame, params: settings.Settings
 ) -> Any:
-    """N x T of the averaged network."""
+    """N x T of the network."""
     values = state["characteristics_head.bias"].shape[0]
     characteristics = {"all": tuple(str(v) for v in range(values))} if values else {}
     network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)

@@ -74,7 +74,7 @@ def fit_head(network: recogniser.Recogniser, home: Cells, new: Cells, strength: 
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = recogniser.label_set_loss(head(x), allowed, 0.0, torch.ones(()), share)
+        loss = recogniser.label_set_loss(head(x), allowed, torch.ones(()), share)
         total = strength * loss + head.weight.square().sum() / 2
         total.backward()
         return total

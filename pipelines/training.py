@@ -31,7 +31,7 @@ RUNS = Path(".smearline/runs")
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a run: averaged weights, and a row an epoch (`temperature`: of the softmax, fitted on the validation cells)."""
+    """The end of a run: the weights, and a row an epoch (`temperature`: of the softmax, fitted on the validation cells)."""
 
     state: dict[str, Tensor]
     history: list[dict[str, float]]
@@ -95,7 +95,7 @@ def fit(
     shutil.rmtree(storage / name, ignore_errors=True)
     for left in storage.glob(f"{name}.*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return Trained(saved["averaged"], saved["history"])
+    return Trained(saved["network"], saved["history"])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What one Ray Train worker does: its part of every batch, the network and its average, checkpoints.
+"""What one Ray Train worker does: its part of every batch, the network, checkpoints.
 
 Frozen normalisations are folded into their convolutions (smearline/frozen_norm.py).
 """
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from ray.train.torch import get_device, prepare_model
 from timm.optim import param_groups_weight_decay
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from smearline import augmentation, frozen_norm, reader, settings
 from smearline.recogniser import Recogniser, characteristics_loss, label_set_loss, load_initial_weights
@@ -45,7 +44,7 @@ class _Batch(NamedTuple):
 
 
 class _Run:
-    """What one worker holds: its part of every batch, the network and its average."""
+    """What one worker holds: its part of every batch, and the network."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         params = settings.check(config["settings"], "train_loop_config")
@@ -68,7 +67,6 @@ class _Run:
         self.network: Any = prepare_model(self.plain)  # the same weights, on the device and shared among the workers
         if self.train.compile:
             self.network = torch.compile(self.network)
-        self.averaged = AveragedModel(self.plain, multi_avg_fn=_average(self.train.ema_decay), use_buffers=True)
 
         image = params.image
         train, self.train_targets = _labelled(frame[frame["split"] == "train"], types, characteristics)
@@ -178,28 +176,27 @@ class _Run:
             with self.network.no_sync() if alone else nullcontext():
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
                     type_logits, value_logits, _ = self.network(images, part.dropped)
-                smoothing, weight = self.train.label_smoothing, self.train.characteristics_weight
-                loss = label_set_loss(type_logits, part.allowed, smoothing, part.num_labelled)
-                loss = loss + weight * characteristics_loss(value_logits, part.values, self.slices, part.num_labelled_K)
+                loss = label_set_loss(type_logits, part.allowed, part.num_labelled)
+                more = characteristics_loss(value_logits, part.values, self.slices, part.num_labelled_K)
+                loss = loss + self.train.characteristics_weight * more
                 loss.backward()
             losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         self.schedule.step()
-        self.averaged.update_parameters(self.plain)
         return torch.stack(losses).sum()
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Loss, accuracy, balanced accuracy and fitted temperature of the averaged network on the validation cells."""
-        self.averaged.eval()
+        """Loss, accuracy, balanced accuracy and fitted temperature on the validation cells."""
+        self.plain.eval()
         if not (num_cells := len(self.val_targets[0])):
             return {"temperature": 1.0}
         mine = np.arange(num_cells)[self.rank :: self.workers]
         parts = []
         for read in self.val_crops.batches(mine, 64):
             crops = torch.from_numpy(read).to(self.device)
-            parts.append(self.averaged(crops.permute(0, 3, 1, 2).float() / 255.0)[0].float().cpu())
+            parts.append(self.plain(crops.permute(0, 3, 1, 2).float() / 255.0)[0].float().cpu())
         own = torch.cat(parts) if parts else torch.zeros(0, len(self.plain.types))
         gathered: list[Any] = [None] * self.workers
         if self.workers > 1:
@@ -236,16 +233,12 @@ class _Run:
             "losses": losses,
             "history": history,
             "network": self.plain.state_dict(),
-            "averaged": self.averaged.module.state_dict(),
-            "num_averaged": int(self.averaged.n_averaged),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.plain.load_state_dict(saved["network"])
-        self.averaged.module.load_state_dict(saved["averaged"])
-        self.averaged.n_averaged.fill_(saved["num_averaged"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
 
@@ -299,22 +292,6 @@ def freeze_batch_norm(network: torch.nn.Module) -> None:
             module.eval()
 
 
-def _average(decay: float) -> Callable[..., None]:
-    """Moving average whose decay grows as (1 + n) / (10 + n), so that the first weights are soon forgotten."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        n = float(num_averaged)
-        keep = min(decay, (1 + n) / (10 + n))
-        for mean, new in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(new, 1 - keep)
-            else:
-                mean.copy_(new)
-
-    return update
-
-
 def _warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
     rising = max(1, round(total * warmup))
 
@@ -335,9 +312,9 @@ def _validation_figures(logits: Tensor, allowed: Tensor) -> dict[str, float]:
     kinds = pd.factorize(pd.Series([bytes(row) for row in allowed.numpy()]))[0]
     balanced = float(pd.Series(right.numpy().astype(float)).groupby(kinds).mean().mean())
     grid = np.exp(np.linspace(np.log(0.3), np.log(3.0), 60))
-    losses = [float(label_set_loss(logits / t, allowed, 0.0)) for t in grid]
+    losses = [float(label_set_loss(logits / t, allowed)) for t in grid]
     return {
-        "val_loss": round(float(label_set_loss(logits, allowed, 0.0)), 6),
+        "val_loss": round(float(label_set_loss(logits, allowed)), 6),
         "val_accuracy": round(float(right.double().mean()), 6),
         "val_balanced_accuracy": round(balanced, 6),
         "temperature": round(float(grid[int(np.argmin(losses))]), 6),

@@ -30,7 +30,6 @@ _SPACE = {
     "weight_decay": FloatDistribution(1e-3, 0.1, log=True),
     "stain_jitter": FloatDistribution(0.0, 2.0),
     "balance": FloatDistribution(0.0, 1.0),
-    "label_smoothing": FloatDistribution(0.0, 0.2),
 }
 """Of the section `train`."""
 

@@ -171,15 +171,13 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 def label_set_loss(
     logits_BT: Tensor,
     allowed_BT: Tensor,
-    smoothing: float,
     num_labelled: Tensor | None = None,
     weight_B: Tensor | None = None,
 ) -> Tensor:
     """Negative log of the probability that falls on the allowed types, averaged over the labelled images.
 
     A label that names a parent allows all its children (a partial label; Cour et al. 2011, JMLR 12:1501). With one
-    allowed type it is the cross-entropy, smoothed over all types as in Szegedy et al. 2016. Rows that allow nothing are
-    unlabelled and count for nothing.
+    allowed type it is the cross-entropy. Rows that allow nothing are unlabelled and count for nothing.
 
     Args:
         logits_BT: B x T.
@@ -189,8 +187,7 @@ def label_set_loss(
     """
     labelled = allowed_BT.any(dim=1)
     logs = functional.log_softmax(logits_BT.float(), dim=1)
-    inside = torch.logsumexp(logs.masked_fill(~allowed_BT, -torch.inf)[labelled], dim=1)
-    per_image = -(1 - smoothing) * inside - smoothing * logs[labelled].mean(dim=1)
+    per_image = -torch.logsumexp(logs.masked_fill(~allowed_BT, -torch.inf)[labelled], dim=1)
     if weight_B is not None:
         per_image = per_image * weight_B[labelled]
     return per_image.sum() / (labelled.sum().clamp(min=1) if num_labelled is None else num_labelled)

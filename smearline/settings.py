@@ -61,8 +61,6 @@ class TrainSettings(_Section):
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)
-    label_smoothing: float = Field(ge=0, lt=1)
-    ema_decay: float = Field(ge=0, lt=1)
     balance: float = Field(ge=0, le=1)
     characteristics_weight: float = Field(ge=0)
     stain_jitter: float = Field(ge=0, le=3)
