@@ -92,10 +92,10 @@ def sets_in(data: Path, only: Sequence[str] = ()) -> list[tuple[str, Path, str]]
     return sets
 
 
-def real(data: Path, name: str = "real", recipe: str = "real", only: Sequence[str] = ()) -> None:
-    """The whole line on the real sets below `data`."""
+def real(data: Path, recipe: str = "real", only: Sequence[str] = ()) -> None:
+    """The whole line on the real sets below `data`, in the workspace of the recipe's name."""
     sets = sets_in(data, only)
-    from_images(prepare(name, recipe), sets)
+    from_images(prepare(recipe, recipe), sets)
 
 
 def demo() -> None:
@@ -185,10 +185,10 @@ def main() -> None:
         elif given.data is None or not given.data.is_dir():
             raise FlowError(f"--data {given.data} is no folder")
         elif given.what in ("real", "real-full"):
-            real(given.data.resolve(), given.what, given.what)
+            real(given.data.resolve(), given.what)
         else:
             for site in ("pbc", "jhu"):
-                real(given.data.resolve(), f"cross-{site}", f"cross-{site}", only=("pbc", "jhu"))
+                real(given.data.resolve(), f"cross-{site}", only=("pbc", "jhu"))
     except SmearlineError as error:
         print(f"make {given.what}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monitoring.smears import describe
 from monitoring.verdict import Finding, Verdict, limits, number
+from smearline.evaluation_page import templates
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 350, 150, 46, 10, 22
 _MOST_BARS = 8
@@ -16,13 +16,7 @@ _MOST_BARS = 8
 
 def write(verdict: Verdict, smears: pd.DataFrame, reference: pd.DataFrame) -> None:
     """index.html beside the verdict. `smears`: the site's, the window's and those before it."""
-    environment = Environment(
-        loader=PackageLoader("monitoring", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("monitoring")
     environment.filters["figure"] = number
     figures = {
         name: _strip(found, reference, smears, verdict.window["first"])

@@ -20,6 +20,17 @@ MOST_SMEARS = 25
 MOST_CONFUSIONS = 12
 
 
+def templates(package: str) -> Environment:
+    """The templates beside a package's modules: what they are given is escaped, and an unknown name is an error."""
+    return Environment(
+        loader=PackageLoader(package, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render(metrics: Json, *, title: str, examples: Sequence[Json], out: Path) -> None:
     """Write the page.
 
@@ -30,13 +41,7 @@ def render(metrics: Json, *, title: str, examples: Sequence[Json], out: Path) ->
             probability, sha256_prefix.
         out: the HTML file; its folder must exist.
     """
-    environment = Environment(
-        loader=PackageLoader(__name__, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(__name__)
     environment.filters |= {f.__name__.strip("_"): f for f in (_count, _percent, _span, _decimal, _name, _listed)}
     environment.globals |= {"children": load().children, "shade": _shade, "top_confusions": _top_confusions}
     environment.globals |= {"learning_lines": _learning_lines, "adaptation_lines": _adaptation_lines}
