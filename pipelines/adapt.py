@@ -43,7 +43,7 @@ def adapt(
         DataError: cells that were chosen have no label; the message says where they are listed. Or there is nothing to choose, or
             with a budget of 0 no mix to estimate. Or `out` is something else than an adapted model, which would be lost.
     """
-    out = out.absolute()
+    out, budgets = out.absolute(), sorted(set(budgets))
     places = {budget: out / str(budget) if len(budgets) > 1 else out for budget in budgets}
     for place in places.values():
         if place.exists() and not (place / REPORT).is_file():

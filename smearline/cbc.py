@@ -247,7 +247,7 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         key = pseudonyms.key(site)
         for sample in found["sample"].unique():
             names += [(sample, site.name, s) for s in (sample, pseudonyms.pseudonym(key, site.name, "smear", sample))]
-    keys = pd.DataFrame(names, columns=["sample", "site", "smear"]).merge(summary[["site", "smear"]])
+    keys = pd.DataFrame(names, columns=["sample", "site", "smear"]).merge(summary[["site", "smear"]].drop_duplicates())
     if (twice := keys["sample"].duplicated(keep=False)).any():
         raise ImportSourceError(
             f"{path.name}: a sample number is that of smears of {' and of '.join(sorted(set(keys['site'][twice])))}; diagnose the "

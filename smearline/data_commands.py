@@ -106,8 +106,7 @@ def adapt(
     weights: Annotated[Path | None, typer.Option(help="Of the model; default: MODEL.safetensors.")] = None,
 ) -> None:
     """A recogniser for a new site from a few labelled cells, which it chooses. In the workspace that made the model."""
-    budgets = sorted(set([100] if budget is None else budget))
-    for found in outside("pipelines.adapt").adapt(model, _set(cells), budgets, out, weights).values():
+    for found in outside("pipelines.adapt").adapt(model, _set(cells), budget or [100], out, weights).values():
         print(plain_json.shown(found, as_json=False))
 
 

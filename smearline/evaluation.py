@@ -118,7 +118,9 @@ def _examples(model: RecognitionModel, directory: Path, wrong: pd.DataFrame, cou
     """The surest wrong answers of each site and label in turn: the picture as the network saw it, and what the name rests on."""
     turn = wrong.groupby(["site", "true_type"]).cumcount().sort_values(kind="stable")
     chosen = wrong.loc[turn.index[:count]].sort_values(["site", "true_type"], kind="stable")
-    found = lookup.Known(directory).find(list(chosen["sha256"]), ["site", "microns_per_px", "image"])
+    found = lookup.Known(dataset.cells_folder(directory).parent).find(
+        list(chosen["sha256"]), ["site", "microns_per_px", "image"]
+    )
     crops = {sha: model.prepare(data, scale_of(*about)[0]) for sha, (*about, data) in found.items()}
 
     def picture(sha: str, named: str) -> str:

@@ -183,7 +183,7 @@ class _Import:
         labels are said anew."""
         known, files_before, gone = lookup.Known(self.into), self.files(), set(dataset.deleted(self.into))
         listed = pc.is_in(files_before["path"], pa.array(map(_printable, paths), pa.string()))
-        ours = pc.equal(files_before["folder"], self.folder)
+        ours = pc.fill_null(pc.equal(files_before["folder"], self.folder), False)
         owners: dict[str, str] = {}  # the first file with these bytes
         patient_of: dict[str, str | None] = {}  # of what is new
         before: set[tuple[str | None, ...]] = set()

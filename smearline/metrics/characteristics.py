@@ -85,7 +85,9 @@ def _baselines(part: pd.DataFrame, what: Characteristic, train: pd.DataFrame) ->
     named_N = np.array([known.codes.index(t) for t in known.types])[predicted_N]
     told_N = np.where(known.member_RK[label_N, predicted_N], named_N, label_N)
     label = indices(train["true_type"], known.codes, "true_type")
-    value = indices(train[what.name], what.values, what.name)
+    value = indices(train[what.name], what.values, what.name) if what.name in train else np.full(len(train), -1)
+    if not (value >= 0).any():
+        raise DataError(f"no training cell has a value of {what.name}, for which the model has answers")
     by_type, majority = _most_frequent(label[value >= 0], value[value >= 0], len(what.values))
     return by_type[told_N], majority
 

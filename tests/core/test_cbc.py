@@ -73,6 +73,13 @@ def test_counts_are_found_by_sample_number_and_by_pseudonym(tmp_path: Path, site
         put(tmp_path / "c.json", '{"S1": {"WBC": {"value": 4.2, "unit": "10^9/L"}}}'), summary
     )
     assert said[["smear", "value"]].to_numpy().tolist() == [["S1", 4.2]] and of_others == 0
+    twice, _ = cbc.read_for(export, pd.concat([summary, summary]))
+    assert len(twice) == len(found), "differentials may be of several runs"
+    two_sites = pd.concat([summary, summary.assign(site="second")])
+    with pytest.raises(
+        ImportSourceError, match="smears of lab and of second; diagnose the smears of one site at a time"
+    ):
+        cbc.read_for(export, two_sites)
     with pytest.raises(ImportSourceError, match="no object of smears"):
         cbc.read_for(put(tmp_path / "c.json", "[1]"), summary)
 

@@ -280,6 +280,9 @@ def test_a_characteristic_that_is_seen_beats_the_type() -> None:
     assert found["type_only"]["accuracy"]["value"] == found["majority_accuracy"] == round((values == "no").mean(), 6)
     assert found["readers"] == {"agreement": 0.986, "kappa": 0.92}
     assert metrics["characteristics"]["auer_rod"]["status"] == "not tested"
+    for nothing in (train.drop(columns="cytoplasm_vacuole"), train.assign(cytoplasm_vacuole=None)):
+        with pytest.raises(DataError, match="no training cell has a value of cytoplasm_vacuole"):
+            scored(frame, truth, train_labels=nothing)
     lucky = frame.assign(c_cytoplasm_vacuole="no")
     lucky.loc[np.flatnonzero(values == "yes")[:1], "c_cytoplasm_vacuole"] = "yes"
     by_chance = scored(lucky, truth, train_labels=train)["characteristics"]["cytoplasm_vacuole"]

@@ -49,7 +49,7 @@ def model_folder(path: Path, values: dict[str, tuple[str, ...]]) -> Path:
         "site": ["lab"],
         "patient": [None],
         "true_type": ["BLAST"],
-        **{name: [None] for name in values},
+        **{name: [said[0]] for name, said in values.items()},
     }
     pd.DataFrame(seen).astype("string").to_parquet(path / SEEN_FILE)
     return path
@@ -94,6 +94,13 @@ def test_the_columns_of_predictions(folder: Path, cells: Path, tmp_path: Path):
     assert "<html" in (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
 
 
+def test_the_folder_of_the_images_may_be_named_itself(folder: Path, cells: Path, tmp_path: Path):
+    for name, data in (("whole", cells), ("images", cells / "cells")):
+        evaluation.evaluate(RecognitionModel(folder), data, tmp_path / name)
+    pages = [(tmp_path / name / "evaluation.html").read_text(encoding="utf-8") for name in ("whole", "images")]
+    assert "Cell labelled" in pages[0] and pages[0] == pages[1]
+
+
 @pytest.mark.mission(
     "a model says of each cell whether it is sure, which types it does not rule out, and whether it is unlike"
 )
@@ -136,7 +143,7 @@ def test_trained_cells_and_cells_of_trained_patients_are_not_judged(folder: Path
     lone = index.query("site == 'unscaled'").iloc[[0]]
     patient = index.query("site == 'lab'").iloc[[0]]
     seen = pd.concat([lone.assign(patient=None), patient.assign(sha256="another cell of this patient")])
-    seen = seen[["sha256", "site", "patient"]].assign(true_type="BLAST", auer_rod=None, granule_type=None)
+    seen = seen[["sha256", "site", "patient"]].assign(true_type="BLAST", auer_rod="absent", granule_type="nil")
     seen.astype("string").to_parquet(folder / SEEN_FILE)
     figures = evaluation.evaluate(RecognitionModel(folder), cells, tmp_path / "out")
     assert figures["context"]["num_cells_seen_in_training"] == 7
