@@ -29,6 +29,7 @@ _PATIENT, _LOOK, _ANALYSER, _CELL, _PICTURE = range(1, 6)
 
 @dataclass(frozen=True)
 class SimulationSummary:
+    out: Path
     num_images: int
     num_bytes: int  # of the images alone
     num_by_type: Mapping[str, int]
@@ -83,7 +84,7 @@ def simulate(
         fields = ["patient", "smear", "diagnosis", "age", "sex"]
         pd.DataFrame(people)[fields].to_csv(folder / "patients.csv", index=False, lineterminator="\n")
         pd.DataFrame(exports).to_csv(folder / "xn.csv", index=False, lineterminator="\n")
-    return SimulationSummary(counts.total(), num_bytes, dict(sorted(counts.items())))
+    return SimulationSummary(out, counts.total(), num_bytes, dict(sorted(counts.items())))
 
 
 def _rng(key: Sequence[int], stream: int, *number: int) -> np.random.Generator:
