@@ -14,6 +14,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,25 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"mean_over_seeds": means, "difference_and_standard_error": gains}
 
 
+def side_by_side(train: Callable[..., None], wanted: list[tuple[Any, ...]]) -> None:
+    """Call `train` with each of `wanted`, two at a time, with a core each. The first error ends all."""
+    torch.set_num_threads(1)
+    # One folder for all: Ray starts its workers in the folder in which it was started.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        ThreadPoolExecutor(SIDE_BY_SIDE) as pool,
+    ):
+        training.start_ray(SIDE_BY_SIDE, 1)
+        left = [pool.submit(train, *one) for one in wanted]
+        try:
+            for one in left:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("workspace", type=Path)
@@ -189,23 +209,9 @@ def main() -> None:
             told = {"quarter": QUARTER, "base": base} | summary(rows) | {"rows": rows}
             results.write("ablation", told, workspace / "data")
 
-    torch.set_num_threads(1)
     known = {(r["task"], r["change"], r["seed"]) for r in rows}
-    # One folder for all: Ray starts its workers in the folder in which it was started.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.chdir(folder),
-        ThreadPoolExecutor(SIDE_BY_SIDE) as pool,
-    ):
-        training.start_ray(SIDE_BY_SIDE, 1)
-        wanted = [(seed, name) for seed in range(given.seeds) for name in given.only]
-        left = [pool.submit(row, *one) for one in wanted if (given.task, one[1], one[0]) not in known]
-        try:
-            for one in left:
-                one.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    wanted = [(seed, name) for seed in range(given.seeds) for name in given.only]
+    side_by_side(row, [one for one in wanted if (given.task, one[1], one[0]) not in known])
 
 
 if __name__ == "__main__":

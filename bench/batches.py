@@ -10,18 +10,14 @@ Result: bench/results/batches.json.
 """
 
 import argparse
-import contextlib
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from bench import results
-from bench.ablation import QUARTER, SIDE_BY_SIDE, logits, with_scale
+from bench.ablation import QUARTER, logits, side_by_side, with_scale
 from bench.adaptation import figures
 from pipelines import training
 from smearline import reader, settings
@@ -56,15 +52,7 @@ def main() -> None:
         cells = int((shown["split"] == "train").sum())
         rows.append({"trained on": name, "seed": seed, "training cells": cells, **told})
 
-    torch.set_num_threads(1)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.chdir(folder),
-        ThreadPoolExecutor(SIDE_BY_SIDE) as pool,
-    ):
-        training.start_ray(SIDE_BY_SIDE, 1)
-        wanted = [(seed, name) for seed in range(given.seeds) for name in (WITH, WITHOUT)]
-        list(pool.map(lambda one: row(*one), wanted))
+    side_by_side(row, [(seed, name) for seed in range(given.seeds) for name in (WITH, WITHOUT)])
     rows.sort(key=lambda r: (r["trained on"], r["seed"]))
     flat = pd.DataFrame(
         {"trained on": r["trained on"], **{b: r[b]["site's types"]["value"] for b in batches}} for r in rows
