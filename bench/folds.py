@@ -23,7 +23,7 @@ from flows import lines
 from smearline import dataset, metrics, plain_json
 from smearline.errors import SmearlineError
 from smearline.metrics.blasts import BLAST
-from smearline.metrics.cells import read_cells
+from smearline.metrics.cells import codes, read_cells
 from smearline.metrics.intervals import share
 
 FOLDS, SITES = 5, ("pbc", "jhu")
@@ -70,7 +70,8 @@ def main() -> None:
     truth = pd.DataFrame(columns=["sha256", "name", "value"])
     pooled = metrics.evaluate(every, truth, train_labels=truth, origin="real", context={})
     jhu = read_cells(every[every["site"] == "jhu"])
-    blast_N, over_N = (jhu["true_type"] == BLAST).to_numpy(), jhu["possible_blast"].to_numpy(bool)
+    blast_N = (jhu["label"] == codes().codes.index(BLAST)).to_numpy()
+    over_N = jhu["possible_blast"].to_numpy(bool)
     cluster_N, rng = jhu["cluster"].to_numpy(), np.random.default_rng(7)
     content = {
         "recipe": given.recipe,
