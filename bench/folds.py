@@ -69,7 +69,7 @@ def main() -> None:
         every[column] = every[column].fillna(0.0)  # a type that one fold's training patients do not have
     truth = pd.DataFrame(columns=["sha256", "name", "value"])
     pooled = metrics.evaluate(every, truth, train_labels=truth, origin="real", context={})
-    jhu = read_cells(every[every["site"] == "jhu"])
+    jhu = read_cells(every[(every["site"] == "jhu") & every["true_type"].notna()])
     blast_N = (jhu["label"] == codes().codes.index(BLAST)).to_numpy()
     over_N = jhu["possible_blast"].to_numpy(bool)
     cluster_N, rng = jhu["cluster"].to_numpy(), np.random.default_rng(7)
