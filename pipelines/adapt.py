@@ -71,7 +71,7 @@ def _leave_curve(site: NewSite, reports: dict[int, dict[str, Any]], out: Path) -
     )
     if any(row["model"] == "adapted" for row in rows):
         name = "-".join([*sorted(set(site.index["site"]) - set(site.model.card.sites)), out.name])
-        left = curves.leave(curves.FOLDER, name, curves.Adaptation, data_digest=site.model.card.data_digest, rows=rows)
+        left = curves.leave(curves.FOLDER, name, data_digest=site.model.card.data_digest, rows=rows)
         print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
 
 

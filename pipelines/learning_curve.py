@@ -70,7 +70,7 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     told["expected"] = {name: expected(table, name) for name in ERRORS}
     told["data_digest"] = dataset.digest(frame[frame["split"] == "train"])
     for folder in (out, curves.FOLDER):
-        left = curves.leave(folder, curves.LEARNING, curves.Learning, **told)
+        left = curves.leave(folder, curves.LEARNING, **told)
     print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
     (out / "learning_curve.html").write_text(page(table, told), encoding="utf-8")
     return told
