@@ -6,7 +6,9 @@ second call sends nothing twice; a service that is busy is asked again.
 """
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -36,17 +38,19 @@ def smears(folder: Path) -> Iterator[tuple[dict[str, str], list[Path], bytes | N
     if not {"file", "smear"} <= set(labels):
         raise ImportSourceError(f"{table} lacks the column file or smear; it has {', '.join(labels)}")
     export = folder / "xn.csv"
-    counts = pd.read_csv(export, dtype=str, keep_default_na=False, encoding="utf-8-sig") if export.is_file() else None
-    if counts is not None and "Sample No." not in counts:
+    lines = list(csv.reader(export.read_text(encoding="utf-8-sig").splitlines())) if export.is_file() else []
+    if lines and "Sample No." not in lines[0]:
         raise ImportSourceError(
             f"{export} has no column 'Sample No.'; it must be an analyser's export, separated by commas"
         )
+    sample = lines[0].index("Sample No.") if lines else 0
     for smear, part in labels[labels["smear"] != ""].groupby("smear", sort=True):
         first = part.iloc[0]
         request = {k: first[k] for k in ("patient", "acquired_at") if first.get(k)} | {"smear": str(smear)}
-        mine = None if counts is None else counts[counts["Sample No."].str.strip() == smear]
-        text = None if mine is None or mine.empty else mine.to_csv(index=False).encode()
-        yield request, [folder / f for f in part["file"]], text
+        mine = [row for row in lines[1:] if row[sample].strip() == smear]
+        text = io.StringIO()
+        csv.writer(text).writerows([lines[0], *mine] if mine else [])
+        yield request, [folder / f for f in part["file"]], text.getvalue().encode() if mine else None
 
 
 def send(
