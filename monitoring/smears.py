@@ -4,9 +4,8 @@
                 colour differs by type of cell (on 5 to 10 of them; missing where there are fewer); and the share of cells that
                 show red cells, and a stained nucleus, at all: of a stain that has faded away nothing else can be measured
     optics      medians, likewise
-    mix         share_<TYPE>, of all the smear's cells, by the network's own answers (type_untempered: a site's mix or temperature
-                would look like drift), as all grouping by type here; served_<TYPE>, which is no feature, is the share as it was
-                answered
+    mix         share_<TYPE>, of all the smear's cells, by the network's own answers (type_untempered) where a log has them, as
+                all grouping by type here; served_<TYPE>, which is no feature, is the share as it was answered
     confidence  confidence_mean (probability of the type named), confidence_uncertain (share of cells below 0.5), both as they
                 would be with the reference's mix of types; confidence_unidentified (share named UNIDENTIFIED)
     embedding   embedding_distance: how far the smear's cells lie from the reference's cells of the same predicted type, in
@@ -129,12 +128,22 @@ class Centres:
         return self.sum_TF.sum(axis=0) / max(self.count_T.sum(), 1.0)
 
 
+def _own_type(cells: pd.DataFrame) -> pd.Series:
+    """The network's own answer, where it is known: a mix or a temperature of one site alone would look like drift."""
+    if "type_untempered" not in cells:
+        return cells["predicted_type"]
+    return cells["type_untempered"].where(cells["type_untempered"].notna(), cells["predicted_type"])
+
+
 def _codes(cells: pd.DataFrame, types: tuple[str, ...]) -> NDArray[np.int64]:
-    return pd.Categorical(cells["type_untempered"], categories=types).codes.astype(np.int64)
+    return pd.Categorical(_own_type(cells), categories=types).codes.astype(np.int64)
 
 
 def _values(cells: pd.DataFrame) -> Floats:
-    confidence = cells["probability_untempered"].to_numpy(float)
+    confidence = cells[[f"p_{t}" for t in vocabulary.load().types]].to_numpy(float).max(axis=1)
+    if "probability_untempered" in cells:  # a temperature of one site alone would look like drift
+        own = cells["probability_untempered"].to_numpy(float, na_value=np.nan)
+        confidence = np.where(np.isnan(own), confidence, own)
     embedding = np.stack([np.asarray(e, float) for e in cells["embedding"]])
     return np.column_stack([confidence, confidence < UNCERTAIN_BELOW, embedding])
 
@@ -179,7 +188,7 @@ def by_smear(cells: pd.DataFrame, centres: Centres | None, blocks: NDArray[np.in
         part = cells.iloc[places]
         if len(part) < LEAST_CELLS:
             continue
-        measured, own = part[[*STAINING, *OPTICS]], part["type_untempered"]
+        measured, own = part[[*STAINING, *OPTICS]], _own_type(part)
         neutrophils = measured.loc[own == "NEUT_SEG", NUCLEUS]
         colours = measured.median().where(measured.notna().sum() >= LEAST_MEASURED)
         colours[NUCLEUS] = neutrophils.head(MOST_NEUTROPHILS if len(neutrophils) >= LEAST_NEUTROPHILS else 0).median()

@@ -19,6 +19,10 @@ _HAS = {
     LEARNING: {"data_digest", "validation_cells", "epochs", "points", "expected"},
     _ADAPTATION: {"data_digest", "rows"},
 }
+_ROW = {
+    LEARNING: {"share", "seed", "cells", "patients", "val_accuracy", "val_balanced_accuracy"},
+    _ADAPTATION: {"where", "model", "labels", "cells", "patients", "accuracy", "balanced_accuracy"},
+}
 
 
 def leave(folder: Path, name: str, **content: Any) -> Path:
@@ -47,8 +51,10 @@ def read(folder: Path) -> dict[str, Any]:
 def _read(path: Path, kind: str) -> Any:
     try:
         found = plain_json.read(path)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or set(found) != _HAS[kind]:
+        rows = found.get("points") or found.get("rows")
+        known = bool(rows) and set(found) == _HAS[kind] and all(set(row) == _ROW[kind] for row in rows)
+    except (ValueError, AttributeError, TypeError):  # no JSON, no object, no rows
+        known = False
+    if not known:
         raise DataError(f"{path} is no curve of this version: measure it again, or remove it")
     return found

@@ -156,7 +156,12 @@ def test_what_more_data_would_bring(page: str) -> None:
 def test_a_curve_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert curves.read(tmp_path) == {"learning": None, "adaptation": {}}
     for name in ("learning_curve.json", "adaptation-north.json"):
-        for text in ('{"points": [', "[]", '{"data_digest": "d", "rows": [], "points": []}', '{"data_digest": null}'):
+        whole = {"data_digest": "d", "validation_cells": 7, "epochs": 4, "expected": {}}
+        rows = [[], [{"labels": 0}], ["no row"], 7]
+        wrong = [
+            whole | {"points": r} if name.startswith("learning") else {"data_digest": "d", "rows": r} for r in rows
+        ]
+        for text in ('{"points": [', "[]", '{"data_digest": null}', *map(json.dumps, wrong)):
             (tmp_path / name).write_text(text, encoding="utf-8")
             with pytest.raises(DataError, match=rf"{name} is no curve of this version: measure it again, or remove it"):
                 curves.read(tmp_path)

@@ -33,9 +33,7 @@ def cells(smear: int, number: int = 40, paler: float = 0.0) -> pd.DataFrame:
     frame = frame.assign(patient=f"p{smear}", smear=f"s{smear}", predicted_type=named, scale_assumed=False)
     sure = random.uniform(0.6, 0.99, number)
     frame = frame.assign(
-        type_untempered=named,
-        probability_untempered=sure,
-        **{f"p_{t}": np.where([t == n for n in named], sure, (1 - sure) / (len(types) - 1)) for t in types},
+        **{f"p_{t}": np.where([t == n for n in named], sure, (1 - sure) / (len(types) - 1)) for t in types}
     )
     usual = random.normal(1.0, 0.02)
     colours = {name: usual - paler + random.normal(0, 0.05, number) for name in staining.FEATURES}

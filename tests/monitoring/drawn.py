@@ -51,7 +51,6 @@ def draw(
         rest = (1 - np.clip(sure, 0.1, 0.99)) / (len(types) - 1)
         for i, t in enumerate(types):
             frame[f"p_{t}"] = np.where(codes == i, np.clip(sure, 0.1, 0.99), rest).astype(np.float32)
-        frame |= {"type_untempered": frame["predicted_type"], "probability_untempered": np.clip(sure, 0.1, 0.99)}
         vectors = centres[codes] + random.normal(size=(cells, 8)) * 0.3 + changes.get("embedding", 0.0)
         frame["embedding"] = list(vectors.astype(np.float32))
         day = pd.Timestamp(first_day, tz="UTC") + pd.Timedelta(days=number // per_day)

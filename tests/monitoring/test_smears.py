@@ -44,7 +44,7 @@ def test_nuclei_are_measured_on_neutrophils_alone():
     cells = named(draw(1, 3))
     cells.loc[cells["predicted_type"] != "NEUT_SEG", "stain_nucleus_R"] = 9.0
     assert by_smear(cells, None)["stain_nucleus_R"][0] < 1
-    cells["type_untempered"] = "LYMPH"
+    cells["predicted_type"] = "LYMPH"
     row = by_smear(cells, None).iloc[0]
     assert np.isnan(row["stain_nucleus_R"]) and row["stain_red_cell_R"] > 0
 
@@ -75,10 +75,12 @@ def test_another_mix_of_types_moves_neither_confidence_nor_embedding():
     assert ward["embedding_distance"] < 0.25 < shifted["embedding_distance"]
 
 
-def test_the_mix_is_that_of_the_networks_own_answers():
-    """A site's offsets move the types that are served."""
+def test_the_mix_is_that_of_the_networks_own_answers_where_they_are_known():
+    """A site's offsets move the types that are served; a log of before has no own answers and is read as it is."""
     cells = draw(4, 5)
-    moved = cells.assign(predicted_type="BLAST")
+    moved = cells.assign(predicted_type="BLAST", type_untempered=cells["predicted_type"])
+    moved.loc[:9, ["predicted_type", "type_untempered"]] = [cells["predicted_type"].iloc[0], None]
+    cells.loc[:9, "predicted_type"] = cells["predicted_type"].iloc[0]
     ours, usual = by_smear(named(moved), None), by_smear(named(cells), None)
     served = [c for c in usual if c.startswith("served_")]
     pd.testing.assert_frame_equal(ours.drop(columns=served), usual.drop(columns=served), check_dtype=False)
