@@ -232,7 +232,14 @@ def render(results: Path = RESULTS) -> str:
     ]
     if rows:
         made = _made(found["cross-pbc"])
-        parts.append(f"The fall between laboratories, over the ten types that both have (`make real-cross`; {made}):")
+        how = "; ".join(
+            f"{trained} alone: {p['train']['epochs']} epochs of {image['size_px']} px, a field of {image['field_um']:g} um"
+            for trained in ("pbc", "jhu")
+            if (p := found.get(f"cross-{trained}", {}).get("parameters")) and (image := p["image"])
+        )
+        parts.append(
+            f"The fall between laboratories, over the ten types that both have (`make real-cross`; {made}; {how}):"
+        )
         parts.append(_table(["trained on", "tested on", "cells", "accuracy", "by parents"], rows))
     if (file := results / "adaptation.json").exists():
         parts += _adaptation(json.loads(file.read_text(encoding="utf-8")))
