@@ -46,8 +46,13 @@ def adapt(
     out, budgets = out.absolute(), sorted(set(budgets))
     places = {budget: out / str(budget) if len(budgets) > 1 else out for budget in budgets}
     for place in places.values():
-        if place.exists() and not (place / REPORT).is_file():
-            raise DataError(f"{place} is there already, and is no adapted recogniser: give another --out, or remove it")
+        beside = place.with_name(f"{place.name}.safetensors")
+        adapted = (place / REPORT).is_file()
+        if ((place.exists() or beside.exists()) and not adapted) or any(place.glob(f"*/{REPORT}")):
+            raise DataError(
+                f"{place if place.exists() else beside} is there already, and is no adapted recogniser, or holds others: give "
+                "another --out, or remove it"
+            )
     site, listed = NewSite(model, cells, weights, budgets), out.with_name(f"{out.name}.chosen.csv")
     chosen = site.chosen(budgets, listed)
     ask_for_labels(site, chosen, listed, out)
@@ -71,12 +76,12 @@ def _leave_curve(site: NewSite, reports: dict[int, dict[str, Any]], out: Path) -
     )
     if any(row["model"] == "adapted" for row in rows):
         name = "-".join([*sorted(set(site.index["site"]) - set(site.model.card.sites)), out.name])
-        left = curves.leave(curves.FOLDER, name, data_digest=site.model.card.data_digest, rows=rows)
+        left = curves.leave(curves.FOLDER, name, recipe=site.model.recipe, rows=rows)
         print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
 
 
 def _adapt(site: NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[str, Any]:
-    watched = site.home[site.home["split"] == "val"]
+    watched = site.watched
     unfinished = out.with_name(f"{out.name}.unfinished")
     weights, unfinished_weights = (p.with_name(f"{p.name}.safetensors") for p in (out, unfinished))
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -96,7 +101,7 @@ def _adapt(site: NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[
     here = {}
     if len(watched):
         keep, data = set(watched["sha256"]), site.recipe.data.folder
-        here = {n: recognise(m, data, keep=keep)[0] for n, m in (("before", site.model), ("after", after))}
+        here = {"before": site.before_at_home, "after": recognise(after, data, keep=keep)[0]}
     told = {
         "budget": budget,
         "labelled": len(chosen),
@@ -110,8 +115,8 @@ def _adapt(site: NewSite, budget: int, chosen: pd.DataFrame, out: Path) -> dict[
     report: dict[str, Any] = plain_json.plain(told)
     plain_json.write(unfinished / REPORT, report)
     shutil.rmtree(out, ignore_errors=True)
-    unfinished_weights.replace(weights)
     unfinished.rename(out)
+    unfinished_weights.replace(weights)
     return report
 
 

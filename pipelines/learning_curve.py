@@ -20,6 +20,7 @@ from pipelines import training
 from pipelines.cells import in_force, split_cells
 from smearline import curves, dataset, reader, settings, splits, vocabulary
 from smearline.errors import DataError
+from smearline.recognition import recipe_of
 
 FURTHER = (2, 4)
 ERRORS = {"val_accuracy": "all cells", "val_balanced_accuracy": "mean over the types"}
@@ -42,7 +43,7 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     frame = split_cells(params)
     train = frame[(frame["split"] == "train") & frame["true_type"].notna() & ~frame["conflicted"].astype(bool)]
     watched = frame[frame["split"] == "val"]
-    places = [splits.places(train, params.train.seed + 1000 * (seed + 1)) for seed in range(seeds)]
+    places = [splits.places(dataset.whose(train), params.train.seed + 1000 * (seed + 1)) for seed in range(seeds)]
     # Judged on what every part was taught: the parts lie one within the other, so the smallest knows the fewest types.
     taught = set.intersection(*(set(reader.trainable(train[place < min(shares)])[0]) for place in places))
     words = vocabulary.load()
@@ -68,7 +69,7 @@ def learning_curve(out: Path, shares: list[float], epochs: int, seeds: int) -> J
     table.to_csv(out / "learning_curve.csv", index=False)
     told: Json = {"validation_cells": len(watched), "epochs": epochs, "points": rows}
     told["expected"] = {name: expected(table, name) for name in ERRORS}
-    told["data_digest"] = dataset.digest(frame[frame["split"] == "train"])
+    told["recipe"] = recipe_of(params.model_dump(mode="json"), frame[frame["split"] != "test"])
     for folder in (out, curves.FOLDER):
         left = curves.leave(folder, curves.LEARNING, **told)
     print(f"left for the evaluation page that the next dvc repro writes: {left}; commit it")
@@ -83,7 +84,10 @@ def as_long(epochs: int, whole: int, part: int, batch: int) -> int:
 
 
 def expected(table: pd.DataFrame, name: str) -> Json | None:
-    """The power law through the mean errors of each share, and the error at more data; None where errors do not fall with data."""
+    """The power law through the mean errors of each share, and the error at more data.
+
+    None where errors do not fall with data, or one is 0.
+    """
     mean = table.assign(error=1 - table[name]).groupby("share")[["cells", "error"]].mean()
     if (mean["error"] <= 0).any() or mean["cells"].nunique() < 2:
         return None
@@ -137,11 +141,10 @@ def sentence(told: Json, name: str, words: str) -> str:
     line = told["expected"][name]
     largest = max(row["share"] for row in told["points"])
     wrong = 1 - fmean(row[name] for row in told["points"] if row["share"] == largest)
+    said = f"{words}: wrong {wrong:.1%} with " + ("all" if largest == 1 else f"{largest:.1%} of the patients")
     if line is None:
-        return (
-            f"{words}: wrong {wrong:.1%}; with more cells the error did not fall, so nothing is expected of still more"
-        )
+        return f"{said}; the error did not fall with the cells, or is 0, so nothing is expected of more"
     at = ", ".join(
-        f"{error:.1%} with {times} times the cells" for times, error in line["error_at_times_the_cells"].items()
+        f"{error:.1%} with {times} times these cells" for times, error in line["error_at_times_the_cells"].items()
     )
-    return f"{words}: wrong {wrong:.1%} with all; if further patients are like these, about {at}"
+    return f"{said}; if further patients are like these, about {at}"

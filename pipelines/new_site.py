@@ -4,6 +4,7 @@ Those nearest to the k-means centres of what the recogniser sees there (its pool
 over all that comes. Patients that are held out are never chosen: their labelled cells judge.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import calibrate, refit
-from pipelines.cells import split_cells
-from smearline import confidence, dataset, reader, recogniser, settings, splits
+from pipelines.cells import SPLITS, split_cells
+from smearline import commands, confidence, dataset, reader, recogniser, settings, splits
 from smearline.errors import DataError, ModelError
 from smearline.recognition import RecognitionModel, recognise, scale_of
 
@@ -59,7 +60,7 @@ class NewSite:
         labelled = (self.index["true_type"].notna() & ~self.index["conflicted"].astype(bool)).to_numpy()
         self.labelled = set(self.index["sha256"][labelled])
         seen = dataset.trained_on(self.index, self.model.seen)
-        judging = (splits.places(self.index, self.adapting.seed) < self.adapting.held_out).to_numpy()
+        judging = (splits.places(self.groups(), self.adapting.seed) < self.adapting.held_out).to_numpy()
         self.judged = self.index[judging & labelled & ~seen]
         self.candidates = set(self.index["sha256"][~judging & ~seen])
         if not self.candidates:
@@ -69,6 +70,15 @@ class NewSite:
         keep = {*self.judged["sha256"], *self.pool["sha256"]}
         print(f"recognising {len(keep)} cells of {', '.join(sorted(self.index['site'].unique()))}", flush=True)
         self.predictions = recognise(self.model, cells, keep=keep)[0]
+
+    def groups(self) -> pd.Series:
+        """What of the new site is held out together: the cells of a patient, and near duplicates."""
+        folder = dataset.cells_folder(self.cells).parent
+        thumbnails = dataset.index(self.cells, ["sha256", "thumbnail"]).set_index("sha256")["thumbnail"]
+        frame = self.index.assign(thumbnail=thumbnails.loc[self.index["sha256"]].to_numpy())
+        kept = folder / "local" / "near-duplicates.npz" if os.access(folder, os.W_OK) else None
+        with commands.progress_line("images searched for near duplicates") as shown:
+            return splits.grouped(frame, self.recipe.split.near_duplicate_correlation, kept, shown)[0]
 
     def check_weights(self) -> None:
         """Raises ModelError where the weights are not those that the model folder was made of."""
@@ -98,11 +108,26 @@ class NewSite:
     def home(self) -> pd.DataFrame:
         """The labelled cells that the model was trained and calibrated on, with their split."""
         home = split_cells(self.recipe)
-        home = home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
         home = home[home["sha256"].isin(self.model.seen["sha256"])]
-        if not (home["split"] == "train").any():
+        train = home[home["split"] == "train"]
+        if train.empty:
             raise DataError("this workspace holds no cell that the model was trained on: adapt in the one that made it")
-        return home
+        if dataset.digest(train) != self.model.card.data_digest:
+            raise DataError(
+                f"{SPLITS} splits the cells otherwise than when {self.folder} was trained, or some of these are gone: its limits "
+                "would be learned on cells that it was trained on; dvc repro first"
+            )
+        return home[home["true_type"].notna() & ~home["conflicted"].astype(bool)]
+
+    @property
+    def watched(self) -> pd.DataFrame:
+        """Home's validation cells."""
+        return self.home[self.home["split"] == "val"]
+
+    @cached_property
+    def before_at_home(self) -> pd.DataFrame:
+        """What the recogniser, as it is, says of them."""
+        return recognise(self.model, self.recipe.data.folder, keep=set(self.watched["sha256"]))[0]
 
     @cached_property
     def again(self) -> pd.DataFrame:

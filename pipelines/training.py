@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -177,8 +178,10 @@ def digest_of(params: settings.Settings) -> str:
 def run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
     modules = (augmentation, frozen_norm, images, reader, recogniser, training_loop)
     code = [Path(module.__file__ or "").read_bytes() for module in modules]
+    words = files("smearline.vocabulary")
     parts = [
         digest_of(params).encode(),
+        *(words.joinpath(f"{name}.yaml").read_bytes() for name in ("types", "characteristics")),
         pd.util.hash_pandas_object(frame.drop(columns=["shard", "row"]).astype(str), index=False).to_numpy().tobytes(),
         *code,
     ]

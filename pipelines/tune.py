@@ -56,7 +56,7 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
     training.start_ray(tune.workers * tune.parallel, params.train.threads_per_worker)
     study = optuna.create_study(
         study_name=name,
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(training.RUNS / f"{name}.study"))),
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(training.RUNS / f"search-{name}.study"))),
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=tune.unpruned, n_warmup_steps=1),

@@ -81,9 +81,7 @@ class Confidence(BaseModel, frozen=True, extra="forbid"):
         if not self.whitening:
             return np.zeros(len(embedding_NE))
         centres = np.array([c for c in self.centres if c is not None])
-        away = (embedding_NE.astype(float)[:, None] - centres) @ np.array(self.whitening)
-        nearest: Floats = np.sqrt((away**2).sum(axis=2)).min(axis=1)
-        return nearest
+        return _nearest(embedding_NE, centres, np.array(self.whitening))
 
 
 def fit(
@@ -255,6 +253,15 @@ def _rounded_down(value: float) -> float:
     return float(np.floor(value * 1e6) / 1e6)
 
 
+def _nearest(embedding_NE: NDArray[np.float32], centres_CE: Floats, whitening_EE: Floats) -> Floats:
+    """The distance (N) of each cell from the nearest of the centres; one centre at a time, since N may be 200,000."""
+    nearest = np.full(len(embedding_NE), np.inf)
+    for centre in centres_CE:
+        away = (embedding_NE.astype(float) - centre) @ whitening_EE
+        nearest = np.minimum(nearest, np.sqrt((away**2).sum(axis=1)))
+    return nearest
+
+
 def _centres(
     embedding_NE: NDArray[np.float32],
     taught_ME: NDArray[np.float32],
@@ -276,8 +283,7 @@ def _centres(
     rest = np.concatenate([taught[taught_M == t] - mean[t] for t in known])
     values, vectors = np.linalg.eigh(ledoit_wolf(rest, assume_centered=True)[0])
     whitening = vectors / np.sqrt(np.maximum(values, 1e-9 * max(float(values.max()), 1.0)))
-    away = (embedding_NE.astype(float)[:, None] - centre) @ whitening
-    distance = np.sqrt((away**2).sum(axis=2)).min(axis=1)
+    distance = _nearest(embedding_NE, centre, whitening)
     unit = float(np.quantile(distance, typical)) or 1.0
     rows = tuple(tuple(round(float(v), 6) for v in row) for row in whitening / unit)
     told = tuple(None if m is None else tuple(round(float(v), 6) for v in m) for m in mean)

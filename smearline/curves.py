@@ -1,7 +1,7 @@
 """Curves that were measured in a workspace beside the pipeline, and stand on its evaluation page.
 
-Each says on which training cells it was measured (`data_digest`, as in a model's card), so that the page can say where they are not
-those of the model that it judges.
+Each says by which recipe and on which labelled cells it was measured (`recipe`, recognition.recipe_of), so that the page can say
+where they are not those of the model that it judges.
 """
 
 import os
@@ -16,8 +16,8 @@ FOLDER = Path("curves")
 LEARNING = "learning_curve.json"
 _ADAPTATION = "adaptation-"
 _HAS = {
-    LEARNING: {"data_digest", "validation_cells", "epochs", "points", "expected"},
-    _ADAPTATION: {"data_digest", "rows"},
+    LEARNING: {"recipe", "validation_cells", "epochs", "points", "expected"},
+    _ADAPTATION: {"recipe", "rows"},
 }
 _ROW = {
     LEARNING: {"share", "seed", "cells", "patients", "val_accuracy", "val_balanced_accuracy"},

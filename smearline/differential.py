@@ -33,7 +33,7 @@ def summarise(predictions: pd.DataFrame, embeddings: NDArray[np.float16]) -> pd.
     Cells without a smear are left out.
 
     Raises:
-        DataError: no cell belongs to a smear.
+        DataError: no cell belongs to a smear, or a smear's cells are of several patients.
     """
     words = vocabulary.load()
     known = predictions["smear"].notna()
@@ -46,6 +46,11 @@ def summarise(predictions: pd.DataFrame, embeddings: NDArray[np.float16]) -> pd.
     rows = []
     for (site, smear), positions in cells.groupby(["site", "smear"], sort=True).indices.items():
         part = cells.iloc[positions]
+        if part["patient"].nunique() > 1:
+            raise DataError(
+                f"smear {smear} of site '{site}' has cells of {part['patient'].nunique()} patients: a differential would be of "
+                "both; import them anew, each smear with a number of its own"
+            )
         counts = part["predicted_type"].value_counts().reindex(types, fill_value=0).to_numpy()
         total = int(counts.sum())
         shares = counts / total if total else np.full(len(types), np.nan)

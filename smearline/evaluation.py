@@ -59,6 +59,7 @@ def evaluate(
         "num_cells_seen_in_training": int(predictions["seen_in_training"].sum()),
         "num_cells_conflicted": int(labelled["conflicted"].sum()),
         "data_digest": dataset.digest(judged),
+        "recipe": model.recipe,
         "coverage": limits and limits.coverage,
         "limits_in_common": [t for t, n in zip(model.card.types, limits.num_cells, strict=True) if n < limits.fewest]
         if limits

@@ -192,6 +192,15 @@ class _Import:
             before.add(seen)
         files: list[tuple[str | None, ...]] = []
         spoken_of: set[str] = set()
+        table = self.into / "labels" / f"patients-{self.site.name}.parquet"
+        told = pq.read_table(table).to_pylist() if table.exists() else []
+        old = {(row["patient"], row["smear"]): row for row in told}
+        whose_smear = {smear: patient for patient, smear in old if patient}
+
+        def of_another(smear: str | None, patient: str | None) -> bool:
+            """Whether the first cell of this smear that names a patient names another."""
+            return bool(smear and patient) and whose_smear.setdefault(smear, patient) != patient
+
         patients: dict[tuple[str | None, str | None], Json] = {}
         with dataset.CellWriter(self.into / "cells", self.site.name) as writer, ThreadPoolExecutor() as pool:
             for start in range(0, len(paths), _BLOCK):
@@ -225,6 +234,10 @@ class _Import:
                         other = {patient_of.get(sha256, identity[0]), owner["patient"]} - {None}
                         where += dataset.OTHER_PATIENT if site == self.site.name and len(other) > 1 else ""
                         self.reject(item.path, "duplicate", f"duplicate of {sha256}{where}", **of)
+                    elif of_another(owner["smear"], owner["patient"]) and cell:
+                        why = "the smear's number is that of another patient's: give each smear a number of its own"
+                        self.reject(item.path, "smear_of_another_patient", why, **of)
+                        continue
                     elif cell is None:
                         self.report.already_there += 1
                         if identity != [*whose.values()] and (path, sha256, *whose.values()) not in before:
@@ -242,10 +255,6 @@ class _Import:
                         patients[owner["patient"], owner["smear"]] = owner | _patient(item)
                 self.labels.append(pa.Table.from_pylist(labels, schema=dataset.LABELS))
                 progress(min(start + _BLOCK, len(paths)), len(paths))
-        table = self.into / "labels" / f"patients-{self.site.name}.parquet"
-        old = (
-            {(row["patient"], row["smear"]): row for row in pq.read_table(table).to_pylist()} if table.exists() else {}
-        )
         for whom, row in patients.items():  # what is not said now stays as it was
             row |= {k: v for k, v in old.get(whom, {}).items() if row.get(k) is None}
         dataset.merge_rows(table, patients.values(), dataset.PATIENTS, ["site", "patient", "smear"], keep="last")

@@ -5,7 +5,8 @@ and trained_on.parquet (which cells and patients it has seen, so that nobody is 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -102,6 +103,10 @@ class RecognitionModel:
         files = (self.folder / name for name in (ONNX_FILE, CARD_FILE))
         return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()[:16]
 
+    @cached_property
+    def recipe(self) -> str:
+        return recipe_of(self.card.parameters, self.seen)
+
     def prepare(self, data: bytes, microns_per_px: float) -> NDArray[np.uint8]:
         """Image bytes to the network's input (size_px x size_px x 3, uint8). Raises ImageError."""
         return prepare(data, microns_per_px, self.card.field_um, self.card.size_px)
@@ -109,6 +114,14 @@ class RecognitionModel:
     def run(self, images_BHWC: NDArray[np.uint8], *outputs: str) -> list[NDArray[np.float32]]:
         """The outputs named: type_probabilities (B x T), characteristic_probabilities (B x V), embedding (B x E)."""
         return list(self._session.run(list(outputs), {"images": images_BHWC}))
+
+
+def recipe_of(parameters: Mapping[str, Any], seen: pd.DataFrame) -> str:
+    """SHA-256 of what makes a recogniser: its parameters, and the cells that are not for the test (sha256, true_type)."""
+    shaping = {name: parameters.get(name) for name in ("image", "model", "train", "confidence")}
+    cells = seen.sort_values("sha256")
+    told = cells["sha256"] + " " + cells["true_type"].astype(object).where(cells["true_type"].notna(), "")
+    return hashlib.sha256("\n".join([json.dumps(shaping, sort_keys=True), *told]).encode()).hexdigest()
 
 
 def scale_of(site: str, microns_per_px: float | None) -> tuple[float, bool]:

@@ -50,17 +50,12 @@ def assign(
         raise DataError(
             f"split names the sites {sorted(unknown)}, which are not in the data; there are {sorted(sites)}"
         )
-    keys = dataset.whose(frame)
-    codes, _ = pd.factorize(keys)
-    near = duplicates.kept_pairs(kept, frame["sha256"], frame["thumbnail"], near_duplicate_correlation, progress)
-    component = duplicates.groups(codes.max() + 1, codes[near])[codes]
-    rank = np.select([dataset.patients(frame).notna(), frame["smear"].notna()], ["0", "1"], "2")
-    group = (rank + keys).groupby(component).transform("min").str[1:]
-    place = (_places(group, seed) - fold * test) % 1
+    group, near = grouped(frame, near_duplicate_correlation, kept, progress)
+    place = (places(group, seed) - fold * test) % 1
     split = pd.Series(np.select([place < test, place < test + val], ["test", "val"], "train"), frame.index)
     held_out = frame["site"].isin(test_only_sites) | (bool(train_sites) & ~frame["site"].isin(train_sites))
     # A group with a member at a held-out site is tested as a whole.
-    split[held_out.groupby(component).transform("any")] = "test"
+    split[held_out.groupby(group).transform("any")] = "test"
     if not (split == "train").any():
         raise DataError(
             f"no image is left to train on; sites: {sorted(sites)}, held out: {sorted(frame['site'][held_out].unique())}"
@@ -70,15 +65,22 @@ def assign(
     return pd.DataFrame({"sha256": frame["sha256"], "split": split, "group": group, "near_duplicate": has_near})
 
 
-def places(frame: pd.DataFrame, seed: int) -> pd.Series:
-    """A number in 0..1 for each image, the same for all images of a patient (else smear, else of the image alone).
+def grouped(
+    frame: pd.DataFrame,
+    near_duplicate_correlation: float,
+    kept: Path | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
+) -> tuple[pd.Series, np.ndarray]:
+    """The group of each image, and the pairs (P x 2, places in `frame`) of near duplicates; arguments as `assign`."""
+    keys = dataset.whose(frame)
+    codes, _ = pd.factorize(keys)
+    near = duplicates.kept_pairs(kept, frame["sha256"], frame["thumbnail"], near_duplicate_correlation, progress)
+    component = duplicates.groups(codes.max() + 1, codes[near])[codes]
+    rank = np.select([dataset.patients(frame).notna(), frame["smear"].notna()], ["0", "1"], "2")
+    return (rank + keys).groupby(component).transform("min").str[1:], near
 
-    Args:
-        frame: sha256, site, patient, smear.
-    """
-    return _places(dataset.whose(frame), seed)
 
-
-def _places(group: pd.Series, seed: int) -> pd.Series:
+def places(group: pd.Series, seed: int) -> pd.Series:
+    """A number in 0..1 for each image, the same for all images of a group."""
     digests = {g: hashlib.sha256(f"{seed}/{g}".encode()).digest() for g in group.unique()}
     return group.map({g: int.from_bytes(digest[:7], "big") / 2**56 for g, digest in digests.items()})

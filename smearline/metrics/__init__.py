@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from smearline.dataset import patients
 from smearline.errors import DataError
 from smearline.metrics.blasts import score_blasts, score_pseudo_smears, score_smears
 from smearline.metrics.cells import codes, interval_by, num_patients, read_cells, trained_types
@@ -58,7 +59,7 @@ def evaluate(
     overall = _scope("", cells, seed, blast_from)
     by_site = {str(site): _scope(str(site), part, seed, blast_from) for site, part in cells.groupby("site")}
     characteristics = score_characteristics(cells, truth, train_labels, seed)
-    unknown = sorted(cells.loc[cells["patient"].isna(), "site"].unique())
+    unknown = sorted(cells.loc[patients(cells).isna(), "site"].unique())
     per_class = overall["types"]["per_class"]
     texts = yaml.safe_load(files(__package__).joinpath("texts.yaml").read_text(encoding="utf-8"))
     metrics: Json = {
@@ -130,13 +131,14 @@ def _scope(name: str, cells: pd.DataFrame, seed: int, blast_from: float | None) 
     }
 
 
-def _counts(cells: pd.DataFrame) -> Json:
-    labelled = int((cells["label"] >= 0).sum())
+def _counts(every: pd.DataFrame) -> Json:
+    """How many cells; and of the labelled ones, which alone are judged, how many patients, smears and so on."""
+    cells = every[every["label"] >= 0]
     return {
-        "cells": len(cells),
-        "labelled": labelled,
+        "cells": len(every),
+        "labelled": len(cells),
         "parent_labelled": int(cells["true_type"].isin(list(load().parents)).sum()),
-        "unlabelled": len(cells) - labelled,
+        "unlabelled": len(every) - len(cells),
         "patients": num_patients(cells),
         "without_patient": int(cells["patient"].isna().sum()),
         "smears": len(cells.loc[cells["smear"].notna(), ["site", "smear"]].drop_duplicates()),

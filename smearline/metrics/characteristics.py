@@ -21,7 +21,8 @@ from smearline.vocabulary import Characteristic, load
 
 Json = dict[str, Any]
 PREDICTORS = ("said", "type_only")
-# Fewer patients cannot show that the type is beaten: four of four agreeing has p = 0.06 in a one-sided sign test.
+# Fewer patients (smears, or cells, where no patient is known) cannot show that the type is beaten: four of four agreeing has
+# p = 0.06 in a one-sided sign test.
 MIN_CLUSTERS = 5
 
 

@@ -190,11 +190,12 @@ def test_another_patients_smear_of_the_same_number_stays(made, tmp_path: Path):
     put(raw / "alone.jpg", picture(60))
     put(raw / "labels.csv", "file,type,patient,smear\nC.jpg,blast,C,1\nD.jpg,blast,D,1\nalone.jpg,blast,,1")
     put(raw / "patients.csv", "patient,smear,diagnosis\nC,1,AML\nD,1,APL")
-    importing.import_source(FOLDER, raw, sites.load("lab"), data)
+    report = importing.import_source(FOLDER, raw, sites.load("lab"), data)
+    assert (report.imported, report.quarantined["smear_of_another_patient"]) == (2, 1)
     done = deletion.forget(data, "lab", name("C"), "asked", NOW)
     assert (done["images"], done["patients"], done["shared_smears"]) == (1, 1, 1)
     report = importing.import_source(FOLDER, raw, sites.load("lab"), data)
-    assert (report.already_there, report.quarantined["deleted"]) == (2, 1)
+    assert (report.already_there, report.imported, report.quarantined.total()) == (1, 1, report.quarantined["deleted"])
 
 
 def test_an_image_that_names_his_smear_alone_is_his(made, tmp_path: Path):

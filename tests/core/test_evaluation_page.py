@@ -80,7 +80,7 @@ def measured(folder: Path) -> Path:
     ]
     law = {"exponent": 0.5, "factor": 1.0, "largest_miss": 0.0, "error_at_times_the_cells": {"2": 0.1, "4": 0.05}}
     told = {"validation_cells": 77, "epochs": 4, "expected": {"val_accuracy": law, "val_balanced_accuracy": None}}
-    curves.leave(folder, curves.LEARNING, data_digest="d", points=points, **told)
+    curves.leave(folder, curves.LEARNING, recipe="d", points=points, **told)
     home = [("home", "as it was", 0, 0.9), ("home", "adapted", 0, 0.9), ("home", "adapted", 100, 0.895)]
     there = [
         ("the new site", "as it was", 0, 0.4),
@@ -90,7 +90,7 @@ def measured(folder: Path) -> Path:
     for name, rows in (("north", there + home), ("south", home)):
         made = [dict(zip(("where", "model", "labels", "accuracy"), row, strict=True)) for row in rows]
         made = [row | {"cells": 9, "patients": 2, "balanced_accuracy": 0.3} for row in made]
-        curves.leave(folder, name, data_digest="another", rows=made)
+        curves.leave(folder, name, recipe="another", rows=made)
     return folder
 
 
@@ -102,7 +102,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         truth,
         train_labels=taught(predictions),
         origin="simulated",
-        context={"model": {"name": NASTY, "data_digest": "d"}, "split": "by patient"},
+        context={"model": {"name": NASTY}, "recipe": "d", "split": "by patient"},
         blast_from=0.25,
         flag_above=0.03,
     )
@@ -149,19 +149,20 @@ def test_what_more_data_would_bring(page: str) -> None:
     assert "Learning curve: 400: 65.0 %, 800: 85.0 %; 400: 32.5 %, 800: 42.5 %" in said
     assert "Adaptation, north: 0: 50.0 %, 100: 75.0 %; 0: 90.0 %, 100: 89.5 %" in said
     assert "the error does not fall with the cells" in said and "5.0 % with 4 times the cells" in said
-    assert "Filled: cells of the new site" in said and "No labelled cell of the new site judges; open: home" in said
-    assert said.count("Measured with other training cells") == 2, "the learning curve is of this model's"
+    assert (
+        "Filled: cells of the new site, of patients whose cells" in said
+        and "No labelled cell of the new site judges; open: home" in said
+    )
+    assert said.count("Measured by another recipe") == 2, "the learning curve is of this model's"
 
 
 def test_a_curve_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert curves.read(tmp_path) == {"learning": None, "adaptation": {}}
     for name in ("learning_curve.json", "adaptation-north.json"):
-        whole = {"data_digest": "d", "validation_cells": 7, "epochs": 4, "expected": {}}
+        whole = {"recipe": "d", "validation_cells": 7, "epochs": 4, "expected": {}}
         rows = [[], [{"labels": 0}], ["no row"], 7]
-        wrong = [
-            whole | {"points": r} if name.startswith("learning") else {"data_digest": "d", "rows": r} for r in rows
-        ]
-        for text in ('{"points": [', "[]", '{"data_digest": null}', *map(json.dumps, wrong)):
+        wrong = [whole | {"points": r} if name.startswith("learning") else {"recipe": "d", "rows": r} for r in rows]
+        for text in ('{"points": [', "[]", '{"recipe": null}', *map(json.dumps, wrong)):
             (tmp_path / name).write_text(text, encoding="utf-8")
             with pytest.raises(DataError, match=rf"{name} is no curve of this version: measure it again, or remove it"):
                 curves.read(tmp_path)

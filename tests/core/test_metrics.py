@@ -132,6 +132,14 @@ def test_the_same_pseudonym_at_two_sites_is_two_patients() -> None:
     assert scored(frame)["counts"]["patients"] == 2
 
 
+def test_patients_and_smears_are_those_of_the_labelled_cells() -> None:
+    counts = scored(
+        table([("LYMPH", "LYMPH")] * 10 + [(None, "LYMPH")] * 20, ["p"] * 10 + [f"q{i}" for i in range(20)])
+    )
+    for found in (counts["counts"], counts["counts"]["by_site"]["alpha"]):
+        assert [found[n] for n in ("cells", "labelled", "unlabelled", "patients", "smears")] == [30, 10, 20, 1, 1]
+
+
 def test_a_perfect_recogniser_keeps_an_interval() -> None:
     overall = scored(table([("LYMPH", "LYMPH")] * 30 + [("MONO", "MONO")] * 30))["types"]["overall"]
     for estimate in (overall["accuracy"], overall["macro_f1"], overall["per_class"]["MONO"]["f1"]):
@@ -306,6 +314,8 @@ def test_cells_without_patients_are_said_to_be() -> None:
     assert "alpha" in metrics["patient_note"]
     assert metrics["types"]["overall"]["interval_by"] == "cell"
     assert metrics["blast"]["smears"] == {"num_smears": 0}
+    named = frame.assign(smear=["s"] * 30, patient=["p", *[None] * 29])
+    assert scored(named)["patient_note"] is None, "one cell of the smear says whose it is"
 
 
 def test_the_result_is_json_and_independent_of_the_order_of_rows() -> None:

@@ -158,7 +158,7 @@ def test_a_cell_without_a_patient_goes_with_its_smear():
     frame["patient"] = [f"p{n}" if known and n < 15 else None for n, known in zip(number, named, strict=True)]
     split = splits.assign(frame, seed=7, val=0.15, test=0.2)["split"]
     assert (split.groupby(frame["smear"]).nunique() == 1).all() and split.nunique() == 3
-    assert (splits.places(frame, 3).groupby(frame["smear"]).nunique() == 1).all()
+    assert (splits.places(dataset.whose(frame), 3).groupby(frame["smear"]).nunique() == 1).all()
     assert dataset.whose(frame).nunique() == 20 and dataset.patients(frame).nunique() == 15
 
     seen = frame.iloc[[0, 19]]  # p0 of s0, who is not named there, and s19, which has no patient

@@ -249,3 +249,23 @@ def test_a_whole_data_set_is_recognised_shard_by_shard_and_goes_on_where_it_stoo
     other = model_folder(tmp_path / "other_model", {})
     with pytest.raises(DataError, match="made by another model"):
         run(other)
+
+
+def test_a_smear_of_two_patients_has_no_differential():
+    about = {"site": "lab", "smear": "1", "predicted_type": "BLAST", "scale_assumed": False}
+    cells = pd.DataFrame([about | {"patient": who} for who in ("a", "b", None)])
+    with pytest.raises(DataError, match="smear 1 of site 'lab' has cells of 2 patients"):
+        differential.summarise(cells, np.zeros((3, 4), np.float16))
+    assert differential.summarise(cells[1:], np.zeros((2, 4), np.float16))["num_cells"].tolist() == [2]
+
+
+def test_a_recipe_is_its_parameters_its_cells_and_their_labels():
+    seen = pd.DataFrame({"sha256": ["a", "b"], "true_type": ["BLAST", None]})
+    made = recognition.recipe_of({"train": {"lr": 1}, "gate": {}}, seen)
+    assert made == recognition.recipe_of({"gate": {"margin": 1}, "train": {"lr": 1}}, seen[::-1].astype("string"))
+    others = [
+        ({"train": {"lr": 2}}, seen),
+        ({"train": {"lr": 1}}, seen[:1]),
+        ({"train": {"lr": 1}}, seen.fillna("MONO")),
+    ]
+    assert made not in [recognition.recipe_of(*other) for other in others]

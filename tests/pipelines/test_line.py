@@ -18,12 +18,13 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import CHECKOUT
+from conftest import CHECKOUT, put
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from flows.workspace import environment
 from pipelines import adapt, calibrate, learning_curve, new_site, training, tune
+from pipelines import cells as of_workspace
 from smearline import (
     confidence,
     curves,
@@ -232,6 +233,17 @@ def test_a_killed_worker_costs_little(
     assert all(torch.equal(tensor, undisturbed.state[name]) for name, tensor in result.state.items())
 
 
+def test_a_run_of_another_vocabulary_is_another_run(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name, real = training.run_name(frame, parameters()), training.files
+    words = shutil.copytree(str(real("smearline.vocabulary")), tmp_path / "vocabulary")
+    monkeypatch.setattr(training, "files", lambda _: words)
+    assert training.run_name(frame, parameters()) == name
+    put(words / "types.yaml", (words / "types.yaml").read_text(encoding="utf-8") + "\n")
+    assert training.run_name(frame, parameters()) != name
+
+
 @pytest.mark.mission("a batch cut into parts gives the step of the whole")
 def test_parts_of_a_batch_add_up(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
@@ -259,7 +271,7 @@ def test_a_search_goes_on_where_it_stood(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tune, "split_cells", lambda _: frame)
-    base = parameters(epochs=1).model_dump(mode="json")
+    base = parameters().model_dump(mode="json")  # the first trial's training is named as the study is
     search = lambda trials, **more: tune.search(  # noqa: E731
         settings.check(
             settings.overlaid(base, {"tune": {"trials": trials, "epochs": 2, "unpruned": 1, **more}}), "test"
@@ -268,7 +280,9 @@ def test_a_search_goes_on_where_it_stood(
     first = tune.table(search(2)[1])
     assert first["number"].tolist() == [0, 1]
     journal = next((tmp_path / training.RUNS).glob("*.study"))
-    study = optuna.load_study(study_name=journal.stem, storage=JournalStorage(JournalFileBackend(str(journal))))
+    study = optuna.load_study(
+        study_name=journal.stem.removeprefix("search-"), storage=JournalStorage(JournalFileBackend(str(journal)))
+    )
     cut_off = study.ask(
         {"lr": optuna.distributions.FloatDistribution(2e-4, 4e-3, log=True)}
     )  # as a killed search leaves it
@@ -391,10 +405,20 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     with pytest.raises(DataError, match="no adapted recogniser"):
         adapt.adapt(Path("models/recogniser"), cells, [0], Path("models/recogniser"))
     other = recogniser.Recogniser(*_made_of(workspace))
-    recogniser.save_weights(other, tmp_path / "other.safetensors")
+    recogniser.save_weights(other, tmp_path / "untaught.safetensors")
     with pytest.raises(ModelError, match="not the weights of"):
-        adapt.adapt(Path("models/recogniser"), cells, [0], tmp_path / "again", tmp_path / "other.safetensors")
+        adapt.adapt(Path("models/recogniser"), cells, [0], tmp_path / "again", tmp_path / "untaught.safetensors")
     few = new_site.NewSite(Path("models/recogniser"), cells, None, [0])
+    moved = pd.read_parquet("splits.parquet")
+    moved["split"] = moved["split"].replace({"train": "val", "val": "train"})
+    moved.to_parquet(tmp_path / "moved.parquet")
+    with monkeypatch.context() as other_splits, pytest.raises(DataError, match="splits the cells otherwise"):
+        other_splits.setattr(of_workspace, "SPLITS", tmp_path / "moved.parquet")
+        new_site.NewSite(Path("models/recogniser"), cells, None, [0])
+    put(tmp_path / "again.safetensors", "weights of something else")
+    with pytest.raises(DataError, match=r"again\.safetensors is there already"):
+        adapt.adapt(Path("models/recogniser"), cells, [0], tmp_path / "again")
+    (tmp_path / "again.safetensors").unlink()
     few.candidates = set(sorted(few.candidates)[: confidence.LEAST_OF_SITE - 1])
     with pytest.raises(DataError, match="no mix of types can be estimated"):
         few.refuse_mix_alone()
@@ -448,7 +472,9 @@ def test_a_part_takes_the_steps_of_the_whole(whole: int, part: int):
 def test_the_sentence_of_a_curve_is_of_all_seeds():
     points = [{"share": s, "cells": 100 * s, "val_accuracy": a} for s, a in ((0.5, 0.2), (1, 0.9), (1, 0.7))]
     told = {"points": points, "expected": {"val_accuracy": None}}
-    assert "wrong 20.0%" in learning_curve.sentence(told, "val_accuracy", "all cells")
+    assert "wrong 20.0% with all" in learning_curve.sentence(told, "val_accuracy", "all cells")
+    told["points"] = [{**point, "share": point["share"] / 4} for point in points]
+    assert "wrong 20.0% with 25.0% of the patients" in learning_curve.sentence(told, "val_accuracy", "all cells")
 
 
 @pytest.mark.mission("what so many labels of a new site bring is shown as a curve")
@@ -456,7 +482,7 @@ def test_the_curve_of_an_adaptation_begins_with_no_label(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
 
     class Site:
-        model = SimpleNamespace(card=SimpleNamespace(data_digest="d", sites=("home",)))
+        model = SimpleNamespace(recipe="d", card=SimpleNamespace(sites=("home",)))
         index = pd.DataFrame({"site": ["home", "new"]})
         labelled = frozenset(str(i) for i in range(100))
 
