@@ -33,12 +33,28 @@ INBOX = Path("inbox")
 def ingest(workspace: str = ".") -> State[Any]:
     """Take in signed-off cases and new files, version the data, and drop the images that no retention allows."""
     space, data = Workspace(Path(workspace)), settings.load().data.folder
+    store = CaseStore(home=space.service)
+    try:
+        commit, counts, failed = _take_in(space, store, data)
+    finally:  # though the rest may fail for many nights
+        purged = {f"purged: {name}": number for name, number in store.purge(datetime.now(UTC)).items()}
+    if failed:
+        return Failed(message="\n".join(failed))
+    if not commit:
+        return nothing_new("no case was signed off and no file came since the last time")
+    rows = [{"what": name.replace("_", " "), "number": number} for name, number in {**counts, **purged}.items()]
+    table("ingest", rows, f"Data version {commit}")
+    return Completed(
+        message=f"data version {commit}: {counts.get('cases', 0)} cases, {counts['folders of new files']} folders of files"
+    )
+
+
+def _take_in(space: Workspace, store: CaseStore, data: Path) -> tuple[str, dict[str, int], list[str]]:
+    """The commit of the new version (empty: nothing is new), what it took in, and what failed."""
     # Somebody labelled or deleted; refused where the data are older than their pointers.
     changed = space.data_changed(data)
-    store = CaseStore(home=space.service)
-    signed = store.signed_off()
+    signed, failed = _fitting(store.signed_off(), data)
     counts = take_cases(signed, data) if signed else {}
-    failed: list[str] = []
     looked_at: dict[Path, str] = {}
     for folder in sorted(p for p in INBOX.glob("*") if p.is_dir()):
         seen, now = STATE / f"inbox-{folder.name}", contents(folder)
@@ -55,17 +71,23 @@ def ingest(workspace: str = ".") -> State[Any]:
         store.mark_ingested(signed, commit)
     for seen, now in looked_at.items():
         seen.write_text(now)
-    purged = {f"purged: {name}": number for name, number in store.purge(datetime.now(UTC)).items()}
-    if failed:
-        return Failed(message="\n".join(failed))
-    if not changed:
-        return nothing_new("no case was signed off and no file came since the last time")
-    numbers = {**counts, **purged, "folders of new files": len(looked_at)}
-    rows = [{"what": name.replace("_", " "), "number": number} for name, number in numbers.items()]
-    table("ingest", rows, f"Data version {commit}")
-    return Completed(
-        message=f"data version {commit}: {counts.get('cases', 0)} cases, {len(looked_at)} folders of files"
-    )
+    return commit, {**counts, "folders of new files": len(looked_at)}, failed
+
+
+def _fitting(signed: list[SignedCase], data: Path) -> tuple[list[SignedCase], list[str]]:
+    """The cases but for those whose smear is another patient's in the data set, and why those are left out."""
+    known = dataset.smear_patients(data)
+    taken, refused = list[SignedCase](), []
+    for case in signed:
+        whose = known.get((case.site, case.smear or ""))
+        if case.patient and whose and whose != case.patient:
+            refused.append(
+                f"case {case.case_id} of {case.site} was not taken in: the data set has its smear as another patient's; which of "
+                "the two is right is for a person to say"
+            )
+        else:
+            taken.append(case)
+    return taken, refused
 
 
 @task(cache_policy=NO_CACHE)

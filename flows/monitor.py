@@ -18,6 +18,7 @@ from flows.frame import in_workspace, link, nothing_new, table
 from flows.workspace import STATE, Workspace
 from monitoring import watch
 from serving.cases import CaseStore
+from smearline import plain_json
 from smearline.errors import SmearlineError
 
 DAYS = 7
@@ -33,10 +34,11 @@ def monitor(workspace: str = ".", site: str | None = None) -> State[Any]:
     sites = [site] if site else sorted(p.name for p in (store.home / "log").glob("*") if p.is_dir())
     reference = registry.fetched(space, in_production[-1], "reference") if in_production else Path("reference")
     told: list[dict[str, str]] = []
+    looked_at: dict[Path, str] = {}
     failed: list[str] = []
     for name in sites:
         try:
-            told += judge(space, store, name, reference)
+            told += judge(space, store, name, reference, looked_at)
         except SmearlineError as error:
             failed.append(f"{name}: {error}")
     if told:
@@ -44,6 +46,8 @@ def monitor(workspace: str = ".", site: str | None = None) -> State[Any]:
     for one in told:  # at the end: what an automation starts must find the workspace free
         about = {"prefect.resource.id": f"smearline.site.{one['site']}"}
         emit_event(f"smearline.verdict.{one['verdict'].replace(' ', '-')}", about, payload=one)
+    for state, now in looked_at.items():  # last: killed before, the verdict is made, and told, again
+        state.write_text(now)
     if failed:
         return Failed(message="\n".join(failed))
     if not told:
@@ -52,16 +56,28 @@ def monitor(workspace: str = ".", site: str | None = None) -> State[Any]:
 
 
 @task(task_run_name="judge {site}", cache_policy=NO_CACHE)
-def judge(space: Workspace, store: CaseStore, site: str, reference: Path) -> list[dict[str, str]]:
-    """The verdict of a site's last days: its pages, an artifact, a line in the audit log. Empty: nothing is new."""
+def judge(
+    space: Workspace, store: CaseStore, site: str, reference: Path, looked_at: dict[Path, str]
+) -> list[dict[str, str]]:
+    """The verdict of a site's last days: its pages, an artifact, a line in the audit log. Empty: nothing is new.
+
+    Args:
+        looked_at: takes what is to be written, and where, once the verdict has been told.
+    """
     today = datetime.now(UTC).date().isoformat()  # a scanner whose clock runs ahead must not hide the days that come
     files = sorted(p for p in (store.home / "log" / site).glob("*.parquet") if p.stem <= today)
     first = (date.fromisoformat(files[-1].stem) - timedelta(days=DAYS - 1)).isoformat() if files else ""
     files = [p for p in files if p.stem >= first]
     cases = {case for p in files for case in pd.read_parquet(p, columns=["case_id"])["case_id"]}
+    if files and not cases:
+        return []  # no picture that came could be recognised
     signed = [case for case in store.signed_off(not_ingested=False) if case.case_id in cases]
-    cells = [cell for case in signed for cell in case.cells if cell.looked_at]
-    reviews = {"cases_reviewed": len(signed), "cells_reviewed": len(cells)}
+    card = reference / "reference.json"
+    version = plain_json.read(card)["version"] if card.is_file() else None
+    # Of the version that is judged; and of what it named, since what it left unidentified it did not get wrong.
+    theirs = [[cell for cell in case.cells if cell.named and version in (None, cell.version)] for case in signed]
+    cells = [cell for of_case in theirs for cell in of_case]
+    reviews = {"cases_reviewed": sum(map(bool, theirs)), "cells_reviewed": len(cells)}
     reviews |= {"cells_overridden": sum(cell.overridden for cell in cells)}
     state = STATE / f"watched-{site}"
     now = json.dumps([str(reference), reviews, [(p.name, p.stat().st_mtime_ns) for p in files]])
@@ -83,5 +99,5 @@ def judge(space: Workspace, store: CaseStore, site: str, reference: Path) -> lis
     told |= {"verdict": found.verdict, "sentence": found.sentence, "page": str(page)}
     digest = audit.digest(page.with_name("verdict.json").read_bytes())
     audit.append(space.folder, "flow monitor", "verdict", **told, verdict_sha256=digest)
-    state.write_text(now)
+    looked_at[state] = now
     return [told]

@@ -51,7 +51,7 @@ def switch(space: Workspace, version: Version, who: str, what: str, **told: Any)
         space.run("serving.bento", "--package", str(registry.fetched(space, version, "package")), "--store", str(store))
     head = audit.append(space.folder, who, what, version=version.name, package=version.package, **told)
     space.commit(f"Production: {version.name} ({what})", audit.LOG)
-    registry.assign(space, version, f"{what} {version.name}, {who}", head)
+    registry.assign(space, version, what, who, head)
     _point(space, version)
 
 

@@ -62,8 +62,11 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
         raise FlowError(
             f"{smears.FROZEN} is not what git holds of it, and what is frozen stays: git checkout {smears.FROZEN}"
         )
+    if smears.FROZEN.exists() and not space.git("ls-files", "--", str(smears.FROZEN)):
+        smears.FROZEN.unlink()  # left by a run that was cut off, or laid there by hand: it is made from the data
     space.refuse_unversioned(params.data.folder)
     data, cells = params.data.folder, smears.frozen(params.data.folder)
+    space.commit("Smears frozen", smears.FROZEN)
     old, old_groups = smears.named(space, champion, data, cells) if champion else (None, None)
     new, new_groups = smears.named(space, challenger, data, cells)
     package = registry.fetched(space, challenger, "package")
@@ -102,7 +105,7 @@ def compare(space: Workspace, challenger: Version, champion: Version | None) -> 
     if fresh:
         about = {"champion": champion.name if champion else None, "passed": result["passed"], "says": result["says"]}
         audit.append(space.folder, "flow promote", "gate", version=challenger.name, gate_sha256=digest, **about)
-        space.commit(f"Gate: {challenger.name} {result['says']}", smears.FROZEN, path, audit.LOG)
+    space.commit(f"Gate: {challenger.name} {result['says']}", path, audit.LOG)
     return path, digest, result, fresh
 
 

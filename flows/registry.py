@@ -4,6 +4,7 @@ smearline@v2.0.0 names a candidate's commit; smearline#production#3 says that a 
 A tag's message holds the package's version and the head of the audit log.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Tag:
     name: str
     commit: str
     said: dict[str, str]
-    """package, audit"""
+    """package, audit; of an assignment `what` it was"""
 
 
 def tags(space: Workspace) -> list[Tag]:
@@ -96,20 +97,23 @@ def register(space: Workspace, name: str, package: str, audit_head: str) -> None
 
 
 def productions(space: Workspace) -> list[Version]:
-    """The versions in production, the last one now. A version that came back takes away those that came after it, so
-    that a second rollback goes further back and not forth again."""
+    """The versions in production, the last one now. A version that came back by a rollback takes away those that came after it,
+    so that a second rollback goes further back and not forth again."""
     by_commit = {v.commit: v for v in versions(space)}
     assigned = [t for t in tags(space) if t.name.startswith(f"{ARTIFACT}#{STAGE}#")]
     stack: list[Version] = []
     for tag in sorted(assigned, key=lambda t: int(t.name.rpartition("#")[2])):
         version = by_commit[tag.commit]  # gto assigns registered versions alone
-        stack = [*(stack[: stack.index(version)] if version in stack else stack), version]
+        back = tag.said.get("what") != "promote"  # tags of before do not say what they are
+        while back and version in stack:
+            stack.pop()
+        stack.append(version)
     return stack
 
 
-def assign(space: Workspace, version: Version, message: str, audit_head: str) -> None:
-    """Tag a version as the one in production."""
-    body = f"{message}\n\npackage: '{version.package}'\naudit: '{audit_head}'\n"
+def assign(space: Workspace, version: Version, what: str, who: str, audit_head: str) -> None:
+    """Tag a version as the one in production. `what`: promote or rollback."""
+    body = f"{what} {version.name}, {who}\n\npackage: '{version.package}'\naudit: '{audit_head}'\nwhat: {what}\n"
     gto.api.assign(str(space.folder), ARTIFACT, STAGE, version=version.name, message=body, force=True)
 
 
@@ -122,6 +126,7 @@ def fetched(space: Workspace, version: Version, out: str) -> Path:
     folder = space.folder / STATE / f"{out}s" / version.package
     if not folder.exists():
         unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # into a folder that is there, DVC would put another
         space.run("dvc", "get", "-q", "--force", ".", out, "--rev", version.commit, "-o", str(unfinished))
         card = unfinished / ("lineage.json" if out == "package" else f"{out}.json")
         about = plain_json.read(card)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from flows import audit
 from flows.registry import Version, fetched
 from flows.workspace import STATE, FlowError, Workspace
-from smearline import cbc, dataset
+from smearline import cbc, dataset, sites
 
 FROZEN = Path("gate/smears.parquet")
 CELLS_PER_SITE = 4000
@@ -68,7 +68,7 @@ def named(
 ) -> tuple[dict[str, str], dict[tuple[str, str], str | None] | None]:
     """What a version says: sha256 to the type, and (site, smear) to the group, None where it abstained; None for all of them
     where the package has no diagnostic model."""
-    out = space.folder / STATE / "gate" / f"{version.package}-{digest(cells)[:12]}"
+    out = kept(space, version, data, cells)
     if not out.exists():
         space.run("flows.smears", str(fetched(space, version, "package")), str(data), str(FROZEN), str(out))
     types = pd.read_parquet(out / "cells.parquet")
@@ -77,6 +77,20 @@ def named(
         found = pd.read_parquet(out / "smears.parquet")
         smears = {(r.site, r.smear): None if pd.isna(r.group) else r.group for r in found.itertuples()}
     return dict(zip(types["sha256"], types["predicted_type"], strict=True)), smears
+
+
+def kept(space: Workspace, version: Version, data: Path, cells: pd.DataFrame) -> Path:
+    """Where a version's answers are kept: another folder for other cells or labels, and where the pictures' scales or the blood
+    counts of their smears are others."""
+    index = dataset.index(data, ["sha256", "site", "microns_per_px"])
+    unscaled = index["sha256"].isin(cells["sha256"]) & index["microns_per_px"].isna()
+    files = [sites.load(site) for site in sorted(set(index["site"][unscaled]))]  # which then say the scale
+    scales = [(site.name, site.microns_per_px, site.assumed_microns_per_px) for site in files]
+    counts = dataset.read_tables(data, "cbc/*.parquet", cbc.COUNTS)
+    frozen = pd.MultiIndex.from_frame(cells[["site", "smear"]].dropna().astype(object))
+    theirs = counts[pd.MultiIndex.from_frame(counts[["site", "smear"]].astype(object)).isin(frozen)]
+    told = theirs.sort_values(list(cbc.KEY)).to_csv(index=False)
+    return space.folder / STATE / "gate" / f"{version.package}-{audit.digest(f'{digest(cells)}{scales}{told}')[:12]}"
 
 
 def ask(package: Path, data: Path, cells: Path, out: Path) -> None:

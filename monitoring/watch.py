@@ -138,7 +138,10 @@ def _read(log: Path, site: str, day: str | None, days: int) -> tuple[pd.DataFram
     read = [pd.read_parquet(path) for name, path in files.items() if name >= oldest]
     if not any(name >= first for name in files):
         raise DataError(f"{log} has no day of site '{site}' from {first} to {last}; its last is {max(files)}")
-    return named(pd.concat(read, ignore_index=True)), first, last
+    cells = pd.concat(read, ignore_index=True)
+    if cells.empty:
+        raise DataError(f"no picture of site '{site}' that came from {oldest} to {last} could be recognised")
+    return named(cells), first, last
 
 
 def _comparable(

@@ -9,6 +9,7 @@ import pandas as pd
 from pydantic import BaseModel
 from scipy.stats import t as student
 
+from smearline.cbc import latest
 from smearline.metrics.intervals import exact_bounds
 
 ANALYSER = {
@@ -48,12 +49,11 @@ def analyser(counts: pd.DataFrame | None, smears: pd.DataFrame, limit: float) ->
     """`counts`: rows of cbc.COUNTS. Disagrees when, for one of its five types, the mean difference from the served share
     of white cells on the same smears lies beyond `limit` with its 95 % interval (Student's, Bonferroni's over the types)."""
     if counts is not None:
+        counts = latest(counts)
         counts = counts[counts["value"].notna() & counts["parameter"].isin(list(ANALYSER))]
     if counts is None or counts.empty:
         return Witness(status="missing", says="no blood count with a differential was sent for these smears")
-    theirs = counts.drop_duplicates(["smear", "parameter"], keep="last").pivot(
-        index="smear", columns="parameter", values="value"
-    )
+    theirs = counts.pivot(index="smear", columns="parameter", values="value")
     ours = smears.set_index("smear").filter(like="served_").rename(columns=lambda name: name.removeprefix("served_"))
     white = ours[_WHITE].sum(axis=1)
     gaps = {n: ours[list(ANALYSER[n])].sum(axis=1) / white.where(white > 0) - theirs[n] / 100 for n in theirs}

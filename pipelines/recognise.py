@@ -23,9 +23,9 @@ from pipelines.training import start_ray
 from smearline import dataset, sites
 from smearline.errors import DataError
 from smearline.import_folders import locked
-from smearline.recognition import RecognitionModel, columns, recognised
+from smearline.recognition import RecognitionModel, nothing, recognised
 
-MODEL_KEY, CELLS_KEY = b"smearline.model", b"smearline.cells"
+MODEL_KEY, CELLS_KEY, SCALE_KEY = b"smearline.model", b"smearline.cells", b"smearline.scale"
 _ROWS = 8192
 """Written together."""
 
@@ -41,10 +41,16 @@ class RecogniseShard:
         shard = Path(str(row["shard"]))
         tables = list(recognised(self.model, self.cells, shards=[shard], threads=1))
         if tables:  # else every image of the shard is deleted
-            about = {MODEL_KEY: self.model.version, CELLS_KEY: str(self.cells)}
+            about = {MODEL_KEY: self.model.version, CELLS_KEY: str(self.cells), SCALE_KEY: _scale(shard)}
             whole = pa.concat_tables(tables).replace_schema_metadata(about)
             dataset.write_table(whole, self.out / shard.name, compression="zstd", row_group_size=_ROWS)
         return {"images": sum(map(len, tables))}
+
+
+def _scale(shard: Path) -> str:
+    """What the file of a shard's site says of the scale."""
+    site = sites.load(shard.stem.rsplit("-", 1)[0])
+    return f"{site.microns_per_px} {site.assumed_microns_per_px}"
 
 
 def recognise(
@@ -71,7 +77,7 @@ def recognise(
     """
     with locked(out, out / ".lock"):
         loaded, shards = RecognitionModel(model), dataset.shards(cells)
-        before, now = sorted(out.glob("[!.]*.parquet")), set(columns(loaded.card))
+        before, now = sorted(out.glob("[!.]*.parquet")), set(nothing(loaded.card).column_names)
         for path in before:
             schema = pq.read_schema(path)
             told = schema.metadata or {}
@@ -88,9 +94,12 @@ def recognise(
                     f"{path} was made by another version of this software ({told_by}); give another --out, or remove it"
                 )
         names, gone = {shard.name for shard in shards}, pa.array(dataset.deleted(cells), pa.string())
-        for path in before:  # of a shard that was compacted, or with an image that was deleted since
+        for (
+            path
+        ) in before:  # of a shard that was compacted, with an image that was deleted since, or read at another scale
             if (
                 path.name not in names
+                or (pq.read_schema(path).metadata or {}).get(SCALE_KEY, b"").decode() != _scale(path)
                 or pc.any(pc.is_in(pq.read_table(path, columns=["sha256"])["sha256"], gone)).as_py()
             ):
                 path.unlink()

@@ -78,6 +78,10 @@ class SignedCell:
     """Those that the reviewer set: what nobody looked at is no label."""
     looked_at: bool = True
     """False where the model left the cell unidentified, and the reviewer gave it no type: a sign-off makes no label of it."""
+    named: bool = True
+    """Whether the model named it."""
+    version: str = ""
+    """Of the package that answered."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,11 @@ class CaseStore:
                 connection.execute(CASES.update().where(same).values(patient=case.patient))
             elif case.patient and found.patient != case.patient:
                 raise CaseConflict("this smear was sent before with another patient; correct the one or the other")
+            of_case = sa.select(sa.func.max(ANSWERS.c.received_at)).where(ANSWERS.c.case_id == case.case_id)
+            if (
+                last := connection.scalar(of_case)
+            ) and last >= received:  # the last to be kept is the last, whenever it came
+                row["received_at"] = stamp(datetime.fromisoformat(last) + timedelta(microseconds=1))
             connection.execute(ANSWERS.insert().values(row))
 
         return self._once(key, answer.body, write, answer.answer_id)
@@ -304,8 +313,10 @@ class CaseStore:
             named = dict(said.get(cell.sha256, {}))
             final = named.pop("type", cell.predicted_type)
             named = {n: v for n, v in named.items() if final in words[n].applies_to}
-            looked_at = "type" in said.get(cell.sha256, {}) or getattr(cell, "named", None) is not False
-            cells.append(SignedCell(cell.sha256, final, final != cell.predicted_type, named, looked_at))
+            model_named = getattr(cell, "named", None) is not False
+            looked_at = model_named or "type" in said.get(cell.sha256, {})
+            about = (looked_at, model_named, cell.version)
+            cells.append(SignedCell(cell.sha256, final, final != cell.predicted_type, named, *about))
         counts = [_table(a["counts"]) for a in answers if a["counts"]]
         own = next((a["diagnosis"] for a in reversed(answers) if a["kind"] == "diagnose"), None)
         return SignedCase(
@@ -319,8 +330,8 @@ class CaseStore:
         )
 
     def _shards(self, answer: Mapping[str, Any]) -> list[Path]:
-        folder = self.home / "incoming" / answer["site"] / answer["received_at"][:10]
-        return sorted(folder.glob(f"{answer['site']}-{answer['answer_id']}-*.parquet"))
+        folder = self.home / "incoming" / answer["site"]
+        return sorted(folder.glob(f"*/{answer['site']}-{answer['answer_id']}-*.parquet"))
 
     def mark_ingested(self, cases: Iterable[SignedCase], data_version: str) -> None:
         """Say that this version of the data set holds these cases; a sign-off that came meanwhile stays to be ingested."""
@@ -425,8 +436,11 @@ def _table(data: bytes) -> pa.Table:
 
 def _predictions(answers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     if not answers:
-        return pd.DataFrame({"sha256": [], "predicted_type": []})
-    frame = pa.concat_tables([_table(a["cells"]) for a in answers], promote_options="default").to_pandas()
+        return pd.DataFrame({"sha256": [], "predicted_type": [], "version": []})
+    tables = [_table(a["cells"]) for a in answers]
+    versions = [pa.array([a["version"]] * len(t), pa.string()) for a, t in zip(answers, tables, strict=True)]
+    said = [t.append_column("version", of_answer) for t, of_answer in zip(tables, versions, strict=True)]
+    frame = pa.concat_tables(said, promote_options="default").to_pandas()
     return frame.drop_duplicates("sha256", keep="last").reset_index(drop=True)
 
 

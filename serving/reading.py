@@ -22,7 +22,7 @@ from serving.cases import Case
 from smearline import cbc, diagnosis, differential, images, occlusion, plain_json, sites, vocabulary
 from smearline.errors import ImageError
 from smearline.reader import prepare
-from smearline.recognition import RecognitionModel, split, table_of
+from smearline.recognition import RecognitionModel, nothing, split, table_of
 from smearline.sites import Site
 
 MAX_PIXELS = 4_000_000
@@ -123,9 +123,8 @@ class Reader:
         starts = range(0, len(data), CHUNK)
         parts = await asyncio.gather(*(chunk(range(s, min(s + CHUNK, len(data)))) for s in starts))
         pictures = [s for seen, _ in parts for s in seen if isinstance(s, _Picture)]
-        nothing = pa.schema({"sha256": pa.string(), "predicted_type": pa.string()}).empty_table()
         return Reading(
-            pa.concat_tables([table for _, table in parts if table is not None] or [nothing]),
+            pa.concat_tables([table for _, table in parts if table is not None] or [nothing(self.card)]),
             tuple(p.number for p in pictures),
             tuple(p.row for p in pictures),
             tuple(s for seen, _ in parts for s in seen if isinstance(s, dict)),

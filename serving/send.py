@@ -34,7 +34,7 @@ def smears(folder: Path) -> Iterator[tuple[dict[str, str], list[Path], bytes | N
     table = folder / "labels.csv"
     if not table.is_file():
         raise ImportSourceError(f"{folder} has no labels.csv; it needs the columns file and smear")
-    labels = pd.read_csv(table, dtype=str, keep_default_na=False)
+    labels = pd.read_csv(table, dtype=str, keep_default_na=False).apply(lambda column: column.str.strip())
     if not {"file", "smear"} <= set(labels):
         raise ImportSourceError(f"{table} lacks the column file or smear; it has {', '.join(labels)}")
     export = folder / "xn.csv"
@@ -44,6 +44,9 @@ def smears(folder: Path) -> Iterator[tuple[dict[str, str], list[Path], bytes | N
             f"{export} has no column 'Sample No.'; it must be an analyser's export, separated by commas"
         )
     sample = lines[0].index("Sample No.") if lines else 0
+    lines = [line for line in lines if len(line) > sample]  # not the blank ones
+    if alone := sorted({line[sample].strip() for line in lines[1:]} - set(labels["smear"])):
+        print(f"send: {len(alone)} samples of {export.name} are of no smear here, first {alone[0]}", file=sys.stderr)
     for smear, part in labels[labels["smear"] != ""].groupby("smear", sort=True):
         first = part.iloc[0]
         request = {k: first[k] for k in ("patient", "acquired_at") if first.get(k)} | {"smear": str(smear)}

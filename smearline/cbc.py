@@ -36,6 +36,8 @@ COUNTS = pa.schema(
 )
 _NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)\s*(?:\((?P<unit>[^()]*)\))?\]?$")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_MARKED = re.compile(r"[+-]?([0-9]+[.,][0-9]+|[1-9][0-9]{0,2}([.,][0-9]{3})+([.,][0-9]+)?)")
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}([.,][0-9]{3})+")
 _IDENTIFIES = re.compile(
     r"\b(mrn|id|phone|tel|mobile|birth|born|dob|age|name|address|street|zip|city|mail|ssn|insur\w*|ward|doctor)\b", re.I
 )
@@ -81,18 +83,18 @@ def read_export(source: Path | bytes) -> pd.DataFrame:
     """A Sysmex XN export, or a plain CSV with a column 'smear' (or 'sample'), optionally 'patient' and 'sampled_at', and one
     column a value, its unit in brackets: HGB(g/dL).
 
-    Separated by comma, semicolon (then with decimal commas) or tab; UTF-8, UTF-16 or Windows-1252. Times are ISO 8601, or date
+    Separated by comma, semicolon or tab, with decimal points or commas; UTF-8, UTF-16 or Windows-1252. Times are ISO 8601, or date
     and time as the XN writes them (2024/01/31); one without an offset is taken for UTC.
 
     Returns:
         A row a value: sample, patient, sampled_at, parameter, unit, value, raw, mark, reason. Identifiers are raw.
 
     Raises:
-        ImportSourceError: the file is neither, a row is longer than the head, a date is neither, or a sample says two
-            things of one value.
+        ImportSourceError: the file is neither, a row is longer than the head, a date is neither, a sample says two things of
+            one value, or nothing says which is the decimal mark.
     """
     name, data = (source.name, source.read_bytes()) if isinstance(source, Path) else ("the blood counts", source)
-    head, lines, comma = _table(data, name)
+    head, lines, separator = _table(data, name)
     places = {title.casefold(): i for i, title in enumerate(head)}
     sample = next((c for c in _SAMPLE if c in places), None)
     if sample is None:
@@ -107,6 +109,7 @@ def read_export(source: Path | bytes) -> pd.DataFrame:
         for i, title in enumerate(head)
         if title.casefold() not in described and not title.endswith("/M") and not title.startswith("Judgment")
     ]
+    comma = _decimal_comma([cells[i] for _, cells in lines for i, *_ in values], separator, name)
     rows: list[dict[str, Any]] = []
     for number, cells in lines:
         of = {title: cells[i] for title, i in places.items()}
@@ -122,12 +125,12 @@ def read_export(source: Path | bytes) -> pd.DataFrame:
             said = whose | _value(parameter, unit, raw, mark)
             rows.append(said | {"value": None, "raw": None, "reason": "identifier_not_kept"} if identifies else said)
     found = pd.DataFrame(rows, columns=["sample", "patient", "sampled_at", *_VALUE])
-    _refuse_contradictions(found, ["sample", "sampled_at", "parameter"], name)
+    refuse_contradictions(found, ["sample", "sampled_at", "parameter"], name)
     return found
 
 
-def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
-    """(head, (line number, cells) of each row that is not blank, whether numbers have decimal commas) of a separated file."""
+def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """(head, (line number, cells) of each row that is not blank, separator) of a separated file."""
     for coding in ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp1252"]:
         try:
             text = data.decode(coding)
@@ -160,7 +163,30 @@ def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]
             )
         if any(cells):
             rows.append((number, [*cells, *[""] * len(head)][: len(head)]))
-    return head, rows, separator == ";"
+    return head, rows, separator
+
+
+def _decimal_comma(cells: Iterable[str], separator: str, name: str) -> bool:
+    """Whether the numbers of a file have decimal commas, as far as it shows: '150.000' may be 150 or 150,000.
+
+    Raises:
+        ImportSourceError: the file writes numbers in both ways, or nothing in it says which it is.
+    """
+    marked = [c for c in cells if _MARKED.fullmatch(c)]
+    either = {c for c in marked if _THOUSANDS.fullmatch(c)}  # three digits behind each mark
+    shown = {re.sub(r"[0-9+-]", "", c)[-1] for c in marked if c not in either}
+    if separator == "," and not any("," in c for c in marked):
+        return False
+    if len(shown) > 1 or (either and not shown):
+        which = min(either, default="") or marked[0]
+        raise ImportSourceError(
+            f"{name} does not say whether the comma or the point is the decimal mark (such as in '{which}'): export it with one of "
+            "them, and without a mark for thousands"
+        )
+    decimal = next(iter(shown), ".")
+    if wrong := [c for c in marked if re.sub(r"[0-9+-]", "", c) != decimal]:
+        raise ImportSourceError(f"{name} has a mark for thousands, as in '{wrong[0]}': export it without")
+    return decimal == ","
 
 
 def moment(text: str) -> datetime:
@@ -177,7 +203,7 @@ def moment(text: str) -> datetime:
         raise ValueError(f"'{text}' is no date like 2024/01/31 or 2024-01-31T08:30:00+01:00") from None
 
 
-def _refuse_contradictions(found: pd.DataFrame, key: list[str], name: str) -> None:
+def refuse_contradictions(found: pd.DataFrame, key: list[str], name: str) -> None:
     """Raises ImportSourceError where two rows say different things of one value."""
     distinct = found[[*key, "unit", "raw", "mark", "reason"]].drop_duplicates()
     if (again := distinct.duplicated(key)).any():
@@ -207,7 +233,7 @@ def counts_from_json(given: Mapping[str, Any], site: Site, smear: str | None, pa
         ImportSourceError: a value is neither a number, a text, nor an object with 'value' and 'unit'.
     """
     table = pd.DataFrame([_json_value(name, entry) for name, entry in given.items()], columns=_VALUE)
-    _refuse_contradictions(table, ["parameter"], "the blood count")
+    refuse_contradictions(table, ["parameter"], "the blood count")
     return table.assign(site=site.name, patient=patient, smear=smear, sampled_at=None, origin=site.origin)[COUNTS.names]
 
 
@@ -294,15 +320,22 @@ def sample_columns() -> list[str]:
     return list(vocabulary.read("laboratory")["sample_columns"])
 
 
+def latest(counts: pd.DataFrame) -> pd.DataFrame:
+    """Of each smear's parameter the last row that is not blank: where that one is unreliable, no earlier value stands for it."""
+    measured = counts.assign(measured=counts["reason"].ne("blank"))
+    ordered = measured.sort_values(["measured", "sampled_at"], kind="stable", na_position="first")
+    return ordered.drop_duplicates(["site", "smear", "parameter"], keep="last").drop(columns="measured")
+
+
 def laboratory_values(counts: pd.DataFrame) -> pd.DataFrame:
     """Rows of COUNTS to a row a smear (index site, smear) and a column an analyte, in the analytes' own units.
 
     Values without a number, and those whose unit is not accepted (or not stated, where more than one unit exists), are
-    missing; other parameters are left aside. Of several samples of a smear the last one counts.
+    missing; other parameters are left aside. Of several measurements the last one counts (`latest`).
     """
-    counts = counts.astype({"value": float})
+    counts = latest(counts).astype({"value": float})
     part = counts.assign(value=[_read(row)[0] for row in counts.itertuples()]).astype({"value": float})
-    part = part.sort_values("sampled_at", kind="stable", na_position="first").dropna(subset=["smear", "value"])
+    part = part.dropna(subset=["smear", "value"])
     wide = part.pivot_table(index=["site", "smear"], columns="parameter", values="value", aggfunc="last")
     return wide.reindex(columns=list(analytes())).rename_axis(columns=None)
 
@@ -316,10 +349,20 @@ def _factor(analyte: Analyte, unit: str | None) -> float | None:
     )
 
 
+def of_their_patients(counts: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of COUNTS without those that name another patient than `summary` (site, smear, patient) does of their smear: a
+    laboratory may use a number again."""
+    whose = summary[["site", "smear", "patient"]].drop_duplicates(["site", "smear"]).astype(object)
+    of_smear = counts[["site", "smear"]].astype(object).merge(whose, on=["site", "smear"], how="left")["patient"]
+    named = counts["patient"].notna().to_numpy() & of_smear.notna().to_numpy()
+    return counts[~(named & (counts["patient"].to_numpy(object) != of_smear.to_numpy(object)))]
+
+
 def unused(counts: pd.DataFrame) -> dict[str, str]:
     """Parameter to why a value given for it is not read: its reason code, 'unit_not_accepted', 'unit_not_stated', 'impossible' or
     'not_read_by_models'."""
-    reasons = ((row.parameter, row.reason if pd.notna(row.reason) else _read(row)[1]) for row in counts.itertuples())
+    given = latest(counts).itertuples()
+    reasons = ((row.parameter, row.reason if pd.notna(row.reason) else _read(row)[1]) for row in given)
     return {parameter: reason for parameter, reason in reasons if reason}
 
 

@@ -278,6 +278,22 @@ def patients(cells: pd.DataFrame) -> pd.Series:
     return cells["patient"].fillna(cells.groupby(["site", "smear"])["patient"].transform("first"))
 
 
+def smear_patients(directory: Path) -> dict[tuple[str, str], str]:
+    """(site, smear) to the patient whom an image of it, or else a row of PATIENTS, names first."""
+    if not (directory / "cells").is_dir():
+        return {}
+    whose, gone = ["site", "smear", "patient"], deleted(directory)
+    rows = read_tables(directory, "labels/patients-*.parquet", PATIENTS)
+    tables = [without(table, gone) for _, table in shard_tables(directory, [*whose, *(["sha256"] if gone else [])])]
+    tables.append(pa.Table.from_pandas(rows[whose], preserve_index=False))
+    found: dict[tuple[str, str], str] = {}
+    for table in tables:
+        for row in table.group_by(whose, use_threads=False).aggregate([]).to_pylist():
+            if row["smear"] and row["patient"]:
+                found.setdefault((row["site"], row["smear"]), row["patient"])
+    return found
+
+
 def whose(cells: pd.DataFrame) -> pd.Series:
     """What is not independent of each image (sha256, site, smear, patient) has the same name: that of its patient, of its smear
     where no patient is known, of itself where neither is."""

@@ -114,11 +114,14 @@ def _finish(directory: Path) -> dict[str, int]:
     new: list[dict[str, Any]] = []
     if told:
         why = {row["person"]: {"deleted_at": row["deleted_at"], "reason": row["reason"]} for row in told}
+        copies = _copies(directory, forgotten)
         for _, table in dataset.shard_tables(directory, ["sha256", *_WHOSE]):
-            for row in table.filter(pa.array(_of_people(table, forgotten))).to_pylist():
+            nobodys = pc.and_(pc.is_null(table["patient"]), pc.is_in(table["sha256"], pa.array(copies, pa.string())))
+            for row in table.filter(pc.or_(nobodys, pa.array(_of_people(table, forgotten)))).to_pylist():
                 if row["sha256"] not in known:
                     who = forgotten.who(row["site"], row["patient"], row["smear"])
-                    new.append({"sha256": row["sha256"], "site": row["site"], **why[str(who)]})
+                    who = who if who in why else copies[row["sha256"]]
+                    new.append({"sha256": row["sha256"], "site": row["site"], **why[who]})
     if new:
         dataset.merge_rows(dataset.deleted_path(directory, "images"), new, dataset.DELETED, ["sha256"])
     images, done = pa.array(sorted(dataset.deleted(directory)), pa.string()), dict.fromkeys(_SWEPT, 0)
@@ -135,6 +138,16 @@ def _finish(directory: Path) -> dict[str, int]:
             dataset.write_table(kept.drop_columns("site") if what == "paths" else kept, path, compression="zstd")
             done[what] += int(gone.sum())
     return {"images": len(new), **done}
+
+
+def _copies(directory: Path, forgotten: dataset.Forgotten) -> dict[str, str]:
+    """Images of which a copy was said to be one of these people's, and whose: the shard holds the first, which may name nobody."""
+    found = {}
+    for what, _, table in _tables(directory):
+        if what in ("quarantined", "paths"):
+            for row in table.filter(pa.array(_of_people(table, forgotten))).select(["sha256", *_WHOSE]).to_pylist():
+                found[row["sha256"]] = str(forgotten.who(row["site"], row["patient"], row["smear"]))
+    return found
 
 
 def _tables(directory: Path) -> Iterator[tuple[str, Path, pa.Table]]:

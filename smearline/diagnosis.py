@@ -107,7 +107,8 @@ def features(summary: pd.DataFrame, counts: pd.DataFrame | None, parts: tuple[st
         columns = [f"embedding_{i}" for i in range(vectors.shape[1])]
         blocks.append(pd.DataFrame(vectors, summary.index, columns))
     if "cbc" in parts:
-        known = cbc.laboratory_values(cbc.COUNTS.empty_table().to_pandas() if counts is None else counts)
+        given = cbc.COUNTS.empty_table().to_pandas() if counts is None else counts
+        known = cbc.laboratory_values(cbc.of_their_patients(given, summary))
         keys = pd.MultiIndex.from_frame(summary[["site", "smear"]].astype(object))
         values = known.reindex(keys).astype(float).set_axis(summary.index)
         logs = [n for n, a in cbc.analytes().items() if a.scale == "log"]

@@ -23,6 +23,8 @@ def listing(root: Path) -> tuple[list[str], list[str]]:
             folders.clear()
             continue
         seen.add(real)
+        links = {name for name in folders if Path(folder, name).is_symlink()}
+        folders.sort(key=lambda name: (name in links, name))
         here = Path(folder).relative_to(root)
         files += [(here / name).as_posix() for name in names]
     return sorted(files), sorted(unreadable)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from smearline import cbc, dataset, images, labelling, lookup, pseudonyms
 from smearline.errors import ImageError, ImportSourceError, SiteError
 from smearline.import_folders import listing, only_one
-from smearline.sites import Site
+from smearline.sites import LEAST, MOST, Site
 from smearline.source_tables import Described, SourceTables
 from smearline.sources import Source, at_end
 
@@ -45,8 +45,12 @@ class ImportReport:
     conflicted: int = 0
     rows_without_image: int = 0
     count_values: int = 0
+    corrected_counts: int = 0
+    counts_of_another: int = 0
+    samples_without_image: int = 0
     relabelled: int = 0
     other_identity: int = 0
+    other_scale: int = 0
     ignored_columns: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -60,6 +64,11 @@ class ImportReport:
             f"labels corrected: {self.relabelled}": self.relabelled,
             f"columns that mean nothing here: {', '.join(self.ignored_columns)}": self.ignored_columns,
             f"blood counts: {self.count_values} values": self.count_values,
+            f"blood counts corrected: {self.corrected_counts} values": self.corrected_counts,
+            f"blood counts of a smear that is another patient's, not taken: {self.counts_of_another} values": (
+                self.counts_of_another
+            ),
+            f"samples without an image here: {self.samples_without_image}": self.samples_without_image,
         }
         return "\n".join(line for line, said in lines.items() if said)
 
@@ -100,6 +109,8 @@ def import_source(
                 f"{whose} says {said} um/px, sites/{site.name}.yaml says {scale}. "
                 "Correct the site's file, or import under the site that these images come from."
             )
+        if said is not None and not LEAST < said < MOST:
+            raise SiteError(f"{whose} says {said} um/px, which is no scale of a microscope's picture")
         scale = said if scale is None else scale
     paths, unreadable = listing(root)
     run = _Import(source, site, into, SourceTables(source, root, paths), scale)
@@ -113,6 +124,12 @@ def import_source(
         run.images(root, paths, progress)
     placed = report.imported + report.already_there + report.tables + report.quarantined.total()
     assert placed == report.found, f"{report.found} files found, {placed} accounted for"
+    if report.other_scale:
+        raise ImportSourceError(
+            f"{report}\n{report.other_scale} images were imported before with another scale than {scale} um/px, which is said now. "
+            "A shard never changes, so they are still read with theirs; the rest was imported. Where the new scale is right: "
+            "import all into a new folder."
+        )
     if report.other_identity:
         raise ImportSourceError(
             f"{report}\n{report.other_identity} images were imported before with another patient or smear than is "
@@ -145,6 +162,7 @@ class _Import:
             f"{where.name if site.identifiers == 'public' else ''}#{hashlib.sha256(bytes(where)).hexdigest()[:8]}"
         )
         self.forgotten = dataset.Forgotten(into)
+        self.whose_smear: dict[tuple[str, str], str] = {}
         self.quarantine: list[Json] = []
         self.labels: list[pa.Table] = []
 
@@ -170,13 +188,32 @@ class _Import:
         for path in found:
             self.describe(path)
         rows = [row for path in self.tables.count_files for row in cbc.read_counts(path, self.site, self.key)]
+        cbc.refuse_contradictions(pd.DataFrame(rows, columns=cbc.COUNTS.names), cbc.KEY, "the exports in this folder")
         with only_one(self.into):
             self.forgotten = dataset.Forgotten(self.into)
             counts = [row for row in rows if not self.forgotten.has(self.site.name, row["patient"], row["smear"])]
             corrected = self.write(root, found, progress)
-            known = dataset.merge_rows(self.into / "cbc" / f"{self.site.name}.parquet", counts, cbc.COUNTS, cbc.KEY)
-            self.report.count_values = int(known["value"].notna().sum())
+            self.counts([row for row in counts if not self.of_another(row["smear"], row["patient"])], counts)
+            self.report.rows_without_image = self.tables.unused_rows()
             self.store(corrected, paths)
+
+    def of_another(self, smear: str | None, patient: str | None) -> bool:
+        """Whether the first that names a patient of this smear names another."""
+        if not smear or not patient:
+            return False
+        return self.whose_smear.setdefault((self.site.name, smear), patient) != patient
+
+    def counts(self, rows: list[Json], said: list[Json]) -> None:
+        """Blood counts into the data set; what was said otherwise before is corrected. `said`: with those of other patients."""
+        path = self.into / "cbc" / f"{self.site.name}.parquet"
+        old = (pq.read_table(path, schema=cbc.COUNTS) if path.exists() else cbc.COUNTS.empty_table()).to_pandas()
+        now = dataset.merge_rows(path, rows, cbc.COUNTS, cbc.KEY, keep="last")
+        self.report.count_values = int(now["value"].notna().sum())
+        self.report.corrected_counts = len(pd.concat([now, old]).drop_duplicates()) - len(now)
+        self.report.counts_of_another = len(said) - len(rows)
+        if rows:
+            there = set(pc.unique(self.files()["smear"]).to_pylist())
+            self.report.samples_without_image = len({row["smear"] for row in rows} - there)
 
     def write(self, root: Path, paths: list[str], progress: Progress) -> set[str]:
         """New images into new shards, a block of files at a time. Returns the images whose file was imported before: their
@@ -195,18 +232,15 @@ class _Import:
         table = self.into / "labels" / f"patients-{self.site.name}.parquet"
         told = pq.read_table(table).to_pylist() if table.exists() else []
         old = {(row["patient"], row["smear"]): row for row in told}
-        whose_smear = {smear: patient for patient, smear in old if patient}
-
-        def of_another(smear: str | None, patient: str | None) -> bool:
-            """Whether the first cell of this smear that names a patient names another."""
-            return bool(smear and patient) and whose_smear.setdefault(smear, patient) != patient
-
+        self.whose_smear = dataset.smear_patients(self.into)
         patients: dict[tuple[str | None, str | None], Json] = {}
         with dataset.CellWriter(self.into / "cells", self.site.name) as writer, ThreadPoolExecutor() as pool:
             for start in range(0, len(paths), _BLOCK):
                 block = [self.describe(path) for path in paths[start : start + _BLOCK]]
                 read = list(pool.map(lambda item: _read(root / item.path), block))
-                there = known.find([sha256 for sha256, _ in read if sha256], ["site", "patient", "smear"])
+                there = known.find(
+                    [sha256 for sha256, _ in read if sha256], ["site", "patient", "smear", "microns_per_px"]
+                )
                 new = [
                     (data, item) if sha256 and sha256 not in there else None
                     for (sha256, data), item in zip(read, block, strict=True)
@@ -215,12 +249,12 @@ class _Import:
                 labels: list[Json] = []
                 for item, (sha256, data), cell in zip(block, read, cells, strict=True):
                     path, owner = _printable(item.path), self.owner(item)
-                    if not sha256:
-                        self.reject(item.path, "unreadable", data.decode())
-                        continue
-                    site, *identity = there.get(sha256, (self.site.name, None, None))
-                    of = {"sha256": sha256, "size_bytes": len(data)}
                     whose = {"patient": owner["patient"], "smear": owner["smear"]}
+                    if not sha256 and not self.forgotten.has(self.site.name, **whose):
+                        self.reject(item.path, "unreadable", data.decode(), **whose)
+                        continue
+                    site, *identity, stored = there.get(sha256, (self.site.name, None, None, None))
+                    of = {"sha256": sha256 or None, "size_bytes": len(data)}
                     if sha256 in gone or self.forgotten.has(self.site.name, **whose):
                         why = "an image of a patient who was deleted; it is not taken again"
                         self.reject(item.path, "deleted", why, **of, file=self.pseudonym("file", path))
@@ -234,12 +268,13 @@ class _Import:
                         other = {patient_of.get(sha256, identity[0]), owner["patient"]} - {None}
                         where += dataset.OTHER_PATIENT if site == self.site.name and len(other) > 1 else ""
                         self.reject(item.path, "duplicate", f"duplicate of {sha256}{where}", **of)
-                    elif of_another(owner["smear"], owner["patient"]) and cell:
+                    elif self.of_another(owner["smear"], owner["patient"]) and cell:
                         why = "the smear's number is that of another patient's: give each smear a number of its own"
                         self.reject(item.path, "smear_of_another_patient", why, **of)
                         continue
                     elif cell is None:
                         self.report.already_there += 1
+                        self.report.other_scale += bool(self.scale and stored and not _agree(stored, self.scale))
                         if identity != [*whose.values()] and (path, sha256, *whose.values()) not in before:
                             self.report.other_identity += 1
                             continue
@@ -311,7 +346,7 @@ class _Import:
                 candidates.append(path)
             else:
                 self.reject(path, "not_in_layout", f"no path of source '{self.source.name}'")
-        for path in self.tables.listed_but_missing(candidates):
+        for path in self.tables.listed_but_missing(paths):
             self.report.found += 1
             self.reject(path, "missing", "listed in a table, but there is no such file")
         return candidates
@@ -343,6 +378,8 @@ class _Import:
             if said and self.scale and not _agree(float(said), self.scale):
                 raise ImageError("scale_contradicted", f"the table says {said} um/px, the site's file {self.scale}")
             scale = self.scale or (float(said) if said else None)
+            if scale is not None and not LEAST < scale < MOST:
+                raise ImageError("bad_table_value", f"{scale} um/px is no scale of a microscope's picture")
             moment = cbc.moment(acquired) if acquired else None
         except ImageError as error:
             return error
@@ -388,7 +425,7 @@ class _Import:
 
 def _patient(item: Described) -> Json:
     """A person's part of a row of PATIENTS."""
-    age = pd.to_numeric(item.fields.get("age"), errors="coerce")
+    age = pd.to_numeric(str(item.fields.get("age")).replace(",", "."), errors="coerce")
     return {
         "diagnosis": item.fields.get("diagnosis_code"),
         "source_diagnosis": item.fields.get("diagnosis"),

@@ -258,11 +258,11 @@ def table_of(
     return pa.table(found)
 
 
-def columns(card: ModelCard) -> list[str]:
-    """The columns of `table_of`."""
+def nothing(card: ModelCard) -> pa.Table:
+    """A table of `table_of` without a row."""
     crops = np.empty((0, card.size_px, card.size_px, 3), np.uint8)
     widths = (len(card.types), sum(map(len, card.characteristics.values())), 1)
-    return list(table_of(card, [], crops, *(np.empty((0, width), np.float32) for width in widths)).column_names)
+    return table_of(card, [], crops, *(np.empty((0, width), np.float32) for width in widths))
 
 
 def split(table: pa.Table) -> tuple[pd.DataFrame, NDArray[np.float16]]:

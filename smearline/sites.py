@@ -12,6 +12,8 @@ from smearline.errors import SiteError, nearest
 SITES_VARIABLE = "SMEARLINE_SITES"
 ASSUMED_MICRONS_PER_PX = 0.1
 """The fallback that a new site starts with where no scale is given: that of CellaVision exports such as PBC's."""
+LEAST, MOST = 0.01, 2.0
+"""Micrometres a pixel, beyond which no microscope's picture of a cell lies: pixels a micrometre, perhaps."""
 
 
 class Site(BaseModel, frozen=True, extra="forbid"):
@@ -21,11 +23,11 @@ class Site(BaseModel, frozen=True, extra="forbid"):
     laboratory: str
     scanner: str
     stain: str
-    microns_per_px: float | None = Field(gt=0.01, lt=2.0)
+    microns_per_px: float | None = Field(gt=LEAST, lt=MOST)
     """None where the owner does not state the scale; then `assumed_microns_per_px` must be given."""
     scale_source: str
     """Who says so: the owner's paper, a calibration slide, an assumption with its reason."""
-    assumed_microns_per_px: float | None = Field(default=None, gt=0.01, lt=2.0)
+    assumed_microns_per_px: float | None = Field(default=None, gt=LEAST, lt=MOST)
     """The stated fallback where the scale is unknown; predictions made with it are flagged `scale_assumed`."""
     origin: Literal["real", "simulated"]
     use: Literal["research", "clinical"]

@@ -1,8 +1,9 @@
 """What a source says of a file: by its path, and in the tables that lie beside the images, read once and joined by key."""
 
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,11 +60,21 @@ class _Loaded:
     path: str  # relative to the folder that is imported
     groups: Mapping[str, str]
     rows: _Rows
+    used: set[str] = field(default_factory=set)
+    """The keys of images, where they are people."""
 
     @property
     def folder(self) -> str:
-        """Where the table lies; paths that it names may be relative to there."""
+        """Where the table lies; paths that it names are relative to there."""
         return self.path[: self.path.rfind("/") + 1]
+
+    @property
+    def of_paths(self) -> bool:
+        return self.table.joins == "{path}"
+
+    @property
+    def of_people(self) -> bool:
+        return self.table.joins == "{patient}"
 
 
 class SourceTables:
@@ -99,18 +110,23 @@ class SourceTables:
         Raises:
             ImportSourceError: two rows say different things of it, other than labels.
         """
-        known, path = {"patient": "", **known}, known["path"]
+        known, path, said = {"patient": "", **known}, known["path"], dict[str, str]()
         for loaded in self._loaded:
             if any(known.get(name) != value for name, value in loaded.groups.items() if name in known):
                 continue
-            here = {**known, "path": path.removeprefix(loaded.folder)}
-            rows = loaded.rows.of(_key(loaded.table.joins.format_map(here), loaded.table))
-            for row in rows:
+            if loaded.of_paths and not path.startswith(loaded.folder):
+                continue
+            key = _key(loaded.table.joins.format_map({**known, "path": path.removeprefix(loaded.folder)}), loaded.table)
+            for row in loaded.rows.of(key):
                 for meaning, value in row.items():
-                    if meaning in MEANINGS and meaning != "class" and rows[0].get(meaning) != value:
-                        raise ImportSourceError(f"{loaded.path} says two things of the {meaning} of {path}; leave one")
+                    if meaning in MEANINGS and meaning != "class" and said.setdefault(meaning, value) != value:
+                        raise ImportSourceError(
+                            f"{loaded.path} says another {meaning} of {path} than was said before it; leave one"
+                        )
                 known |= row
                 yield row
+            if loaded.of_people:
+                loaded.used.add(key)
 
     def describe(self, path: str, groups: Mapping[str, str]) -> Described:
         """All that is said of a file, checked against the vocabulary.
@@ -150,29 +166,37 @@ class SourceTables:
     def listed_but_missing(self, present: Iterable[str]) -> list[str]:
         """Paths that a table of files names although they are not there."""
         there = {unicodedata.normalize("NFC", p) for p in present}
-        named = {t.folder + key for t in self._loaded if t.table.joins == "{path}" for key in t.rows.keys.to_pylist()}
+        named = {t.folder + key for t in self._loaded if t.of_paths for key in t.rows.keys.to_pylist() if key}
         return sorted(named - there)
+
+    def unused_rows(self) -> int:
+        """How many rows of tables of people are of nobody who was described."""
+        return sum(key not in t.used for t in self._loaded if t.of_people for key in t.rows.keys.to_pylist() if key)
 
 
 def _read(path: Path, table: Table) -> tuple[_Rows, list[str]]:
     """Its rows, and the names of the columns that mean nothing here."""
     try:
-        frame = pd.read_csv(
-            path,
-            sep=table.separator,
-            engine="python" if table.separator != "," else "c",
-            header=None if table.header else 0,
-            names=list(table.header) if table.header else None,
-            index_col=False,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        ).fillna("")
-    except (ValueError, pd.errors.ParserError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the heading would be cut
+            frame = pd.read_csv(
+                path,
+                sep=table.separator,
+                engine="python" if table.separator != "," else "c",
+                header=None if table.header else 0,
+                names=list(table.header) if table.header else None,
+                index_col=False,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+            ).fillna("")
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ImportSourceError(
-            f"{path.name} cannot be read as a table (UTF-8, separator '{table.separator}'): {error}"
+            f"{path.name} cannot be read as a table (UTF-8, separator '{table.separator}', values that hold it in quotes): {error}"
         ) from error
     frame.columns = [str(name).strip().casefold() for name in frame.columns]
+    if twice := sorted(set(frame.columns[frame.columns.duplicated()])):
+        raise ImportSourceError(f"{path.name} has the column '{twice[0]}' twice; keep the right one")
     key = next((k.casefold() for k in table.key if k.casefold() in frame.columns), None)
     if key is None:
         raise ImportSourceError(

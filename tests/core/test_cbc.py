@@ -126,6 +126,11 @@ def test_another_csv_is_refused(tmp_path: Path):
         ("smear,WBC(10^9/L)\ncs,400\ncs,4\n", "WBC stands twice"),
         ("smear,sampled_at,WBC\ncs,13.01.2024,4\n", "'13.01.2024' is no date like 2024/01/31"),
         (b"smear,WBC\ncs,4\0.2\n", "NUL"),
+        ("smear;PLT(/uL)\ncs;150.000\n", "does not say whether the comma or the point is the decimal mark"),
+        ("smear\tPLT(/uL)\ncs\t150,000\n", "does not say whether"),
+        ("smear;WBC;HGB\ncs;4,2;11.5\n", "does not say whether"),
+        ("smear;WBC;PLT\ncs;4,2;150.000\n", "has a mark for thousands, as in '150.000'"),
+        ("smear;WBC;PLT\ncs;4.2;1,234\n", "has a mark for thousands, as in '1,234'"),
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, export: str | bytes, why: str):
@@ -143,6 +148,8 @@ def test_marks_go_by_name_wherever_they_stand(tmp_path: Path):
     "export",
     [
         "Smear;WBC (10^9/L); HGB(g/dL) \ncs;4,2;11,0\n",
+        "smear\tWBC(G/L)\tHGB(g/dL)\ncs\t4,2\t11,0\n".encode("utf-16"),
+        'smear,WBC(G/L),HGB(g/dL)\ncs,"4,2",11\n',
         "sep=;\nsmear;WBC(G/L);HGB(g/dL)\ncs;4.2;11\n".encode("utf-16"),
         "\ufeffsmear\tWBC(x10^3/µL)\tHGB(g/dL)\ncs\t4.2\t11\n",
     ],
@@ -167,3 +174,22 @@ def test_an_impossible_value_and_an_identifier_are_no_values(tmp_path: Path):
 
 def test_an_export_without_a_row_holds_nothing(tmp_path: Path):
     assert cbc.read_export(put(tmp_path / "xn.csv", "smear,WBC(10^9/L)\n")).empty
+
+
+@pytest.mark.mission("no earlier value stands for one that the analyser did not trust")
+def test_of_several_measurements_the_last_counts_though_it_is_unreliable(tmp_path: Path):
+    export = (
+        "smear,sampled_at,WBC(10^9/L),PLT(10^9/L),PLT/M,HGB(g/dL)\ncs,2026-01-02,80,12,*,\ncs,2026-01-01,5,250,,11\n"
+    )
+    found = cbc.read_export(put(tmp_path / "xn.csv", export))
+    counts = found.rename(columns={"sample": "smear"}).assign(site="lab")
+    values = cbc.laboratory_values(counts).loc[("lab", "cs")]
+    assert values["WBC"] == 80 and pd.isna(values["PLT"]) and values["HGB"] == 11, "a blank was not measured again"
+    assert cbc.unused(counts) == {"PLT": "low_reliability"}
+
+
+def test_another_patients_count_is_not_the_smears():
+    summary = pd.DataFrame({"site": "lab", "smear": ["1", "2", "3"], "patient": ["a", "b", None]})
+    rows = [("1", "a"), ("1", "z"), ("2", None), ("3", "z"), ("4", "z"), (None, "a")]
+    counts = pd.DataFrame([{"site": "lab", "smear": smear, "patient": patient} for smear, patient in rows])
+    assert cbc.of_their_patients(counts, summary).index.tolist() == [0, 2, 3, 4, 5]

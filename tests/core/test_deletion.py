@@ -217,3 +217,18 @@ def test_a_patient_whom_only_the_case_store_knows_is_kept_out_too(made, tmp_path
     put(tmp_path / "more" / "labels.csv", "file,type,patient,smear\ne.jpg,blast,E,\nf.jpg,blast,,SE")
     report = importing.import_source(FOLDER, tmp_path / "more", sites.load("lab"), data)
     assert report.quarantined["deleted"] == 2
+
+
+@pytest.mark.mission("a patient's picture goes though its first copy named nobody")
+def test_a_picture_whose_copy_names_him_is_his(made, tmp_path: Path):
+    data, _ = made
+    raw = tmp_path / "copies"
+    for path in ("a/0.jpg", "b/1.jpg"):
+        put(raw / path, picture(90))
+    put(raw / "labels.csv", "file,type,patient,smear\na/0.jpg,blast,,\nb/1.jpg,blast,F,SF")
+    assert importing.import_source(FOLDER, raw, sites.load("lab"), data).quarantined["duplicate"] == 1
+    before = len(dataset.index(data))
+    assert deletion.forget(data, "lab", name("F"), "asked", NOW)["images"] == 1
+    assert len(dataset.index(data)) == before - 1
+    gone = pd.read_parquet(data / "cells" / "deleted" / "images.parquet")
+    assert "asked" in set(gone["reason"]) and len(gone) == 1

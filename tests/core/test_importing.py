@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import picture, put
 
-from smearline import dataset, import_folders, importing, sites, sources
+from smearline import cbc, dataset, import_folders, importing, sites, sources
 from smearline.errors import ImportSourceError, SiteError, VocabularyError
 
 
@@ -154,7 +154,7 @@ def test_two_rows_for_one_file_are_two_opinions(folder: Path, tmp_path: Path):
     put(folder / "labels.csv", "file,type,patient\nblast/c.jpg,LYMPH,p1\nblast/c.jpg,MONO,p1\n")
     assert run("folder", folder, tmp_path / "d").conflicted == 1
     put(folder / "labels.csv", "file,type,patient\nblast/c.jpg,LYMPH,p1\nblast/c.jpg,MONO,p2\n")
-    with pytest.raises(ImportSourceError, match="says two things of the patient"):
+    with pytest.raises(ImportSourceError, match="says another patient"):
         run("folder", folder, tmp_path / "e")
 
 
@@ -554,3 +554,93 @@ def test_a_table_that_is_gone_takes_no_label_back(tmp_path: Path, sites_folder: 
     (tmp_path / "raw" / "labels.csv").unlink()
     run("folder", tmp_path / "raw", tmp_path / "d")
     assert list(dataset.read_labels(tmp_path / "d")["value"]) == ["BLAST"]
+
+
+@pytest.mark.mission("a corrected blood count replaces what was said before")
+def test_blood_counts_are_corrected_and_another_patients_are_not_taken(folder: Path, tmp_path: Path):
+    put(folder / "labels.csv", "file,type,patient,smear\nblast/c.jpg,BLAST,p1,s1\n")
+    put(
+        folder / "xn.csv",
+        "smear,patient,WBC(10^9/L),PLT(10^9/L)\ns1,p1,42,\ns1,p2,5,9\ns9,p9,1,1\n".replace("s1,p2", "s2,p2"),
+    )
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.count_values, report.corrected_counts, report.counts_of_another) == (5, 0, 0)
+    assert report.samples_without_image == 2
+    put(folder / "xn.csv", "smear,patient,WBC(10^9/L),PLT(10^9/L)\ns1,p1,4.2,150\n")
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.count_values, report.corrected_counts) == (6, 2) and "blood counts corrected: 2 values" in str(
+        report
+    )
+    put(folder / "xn.csv", "smear,patient,sampled_at,WBC(10^9/L)\ns1,p1,,4.2\ns1,p2,2026-02-03,5\n")
+    report = run("folder", folder, tmp_path / "d")
+    assert (report.count_values, report.corrected_counts, report.counts_of_another) == (6, 0, 1)
+    counts = dataset.read_tables(tmp_path / "d", "cbc/*.parquet", cbc.COUNTS)
+    index = dataset.index(tmp_path / "d").dropna(subset=["smear"])
+    assert cbc.laboratory_values(counts).loc[("lab", index["smear"].iloc[0]), "WBC"] == 4.2
+    put(folder / "cbc.csv", "smear,patient,sampled_at,WBC(10^9/L)\ns1,p1,,4.3\n")
+    with pytest.raises(ImportSourceError, match="the exports in this folder: WBC stands twice"):
+        run("folder", folder, tmp_path / "d")
+
+
+@pytest.mark.mission("a table speaks of the files below it, and two tables do not contradict each other in silence")
+def test_a_table_speaks_of_the_files_below_it(folder: Path, tmp_path: Path):
+    put(folder / "1.jpg", picture(11))
+    put(folder / "slide2" / "1.jpg", picture(12))
+    put(folder / "slide2" / "labels.csv", "file,type,patient\n1.jpg,BLAST,p9\n")
+    mapped = {"slide2": None, "Neutrophils": "NEUT", "blast": "BLAST", "BLAST": "BLAST", "": None}
+    run("folder", folder, tmp_path / "d", classes=mapped)
+    found = dataset.labelled_index(tmp_path / "d")
+    assert found["patient"].notna().sum() == 1 and (found["true_type"] == "BLAST").sum() == 2
+    put(folder / "labels.csv", "file,type,patient\nslide2/1.jpg,BLAST,p1\n")
+    with pytest.raises(ImportSourceError, match=r"labels\.csv says another patient of slide2/1\.jpg"):
+        run("folder", folder, tmp_path / "e", classes=mapped)
+    (folder / "slide2" / "labels.csv").unlink()
+    put(folder / "patients.csv", "patient,diagnosis\np1,AML\n")
+    put(folder / "more" / "patients.csv", "patient,diagnosis\np1,healthy\n")
+    with pytest.raises(ImportSourceError, match="says another diagnosis"):
+        run("folder", folder, tmp_path / "e", classes=mapped)
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("file,type,patient\nblast/c.jpg,Blast, no lineage,p1\nNeutrophils/a.jpg,Blast, no lineage,p2\n", "in quotes"),
+        ("file,type,patient\nblast/c.jpg,BLAST,p1\nNeutrophils/a.jpg,Blast, no lineage,p2\n", "in quotes"),
+        ("file,Type,type\nblast/c.jpg,BLAST,MONO\n", "column 'type' twice"),
+    ],
+)
+def test_a_table_whose_cells_are_shifted_is_refused(folder: Path, tmp_path: Path, table: str, why: str):
+    put(folder / "labels.csv", table)
+    with pytest.raises(ImportSourceError, match=why):
+        run("folder", folder, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_is_listed_is_counted_once_and_rows_of_nobody_are_told(folder: Path, tmp_path: Path):
+    put(folder / "blast" / "x.webp", b"RIFF")
+    put(folder / "labels.csv", "file,type,patient\nblast/x.webp,BLAST,p1\nblast/c.jpg,BLAST,0012\n,,\n")
+    put(folder / "patients.csv", 'patient,diagnosis,age\n12,AML,60\n0012,AML,"63,5"\n')
+    report = run("folder", folder, tmp_path / "d")
+    assert dict(report.quarantined) == {"not_an_image": 1} and report.found == 6
+    assert report.rows_without_image == 1 and "table rows without an image here: 1" in str(report)
+    assert dataset.read_tables(tmp_path / "d", "labels/patients-*.parquet", dataset.PATIENTS)["age"].tolist() == [63.5]
+
+
+@pytest.mark.mission("no picture is read at a scale that no microscope has, or at one that was corrected since")
+def test_a_scale_is_one_of_a_microscope_and_stays(folder: Path, tmp_path: Path, sites_folder: Path):
+    put(folder / "labels.csv", "file,microns_per_px\nblast/c.jpg,10\nNeutrophils/a.jpg,0\nNeutrophils/b.png,0.07\n")
+    assert run("folder", folder, tmp_path / "d", site="unscaled").quarantined == {"bad_table_value": 2}
+    with pytest.raises(SiteError, match="no scale of a microscope"):
+        run("folder", folder, tmp_path / "e", site="unscaled", microns_per_px=-10)
+    (folder / "labels.csv").unlink()
+    run("folder", folder, tmp_path / "f")
+    site = sites_folder / "lab.yaml"
+    put(site, site.read_text(encoding="utf-8").replace("microns_per_px: 0.2", "microns_per_px: 0.1"))
+    with pytest.raises(ImportSourceError, match=r"3 images were imported before with another scale than 0\.1"):
+        run("folder", folder, tmp_path / "f")
+
+
+def test_the_folder_itself_names_the_class_and_not_a_link_to_it(tmp_path: Path, sites_folder: Path):
+    put(tmp_path / "raw" / "z" / "promyelocyte" / "1.jpg", picture(1))
+    (tmp_path / "raw" / "myelocyte").symlink_to(tmp_path / "raw" / "z" / "promyelocyte")
+    assert import_folders.listing(tmp_path / "raw")[0] == ["z/promyelocyte/1.jpg"]

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from flows.production import POINTER, rollback
 from flows.promote import approve, approved, promote
 from flows.retrain import retrain
 from flows.workspace import FlowError, Workspace
-from smearline import dataset, tokens
+from smearline import cbc, dataset, tokens
 from smearline.errors import TokenError
 
 pytest_plugins = ["tiny_fixtures"]
@@ -39,11 +40,11 @@ def says(space: Workspace, version: str, wrong: float = 0.0) -> None:
     """What the package of a version names on the frozen smears: all rightly, but a share `wrong` of them."""
     with contextlib.chdir(space.folder):
         cells = smears.frozen(Path("data"))
+        kept = smears.kept(space, registry.find(space, version), Path("data"), cells)
     named = [t if i % 20 >= 20 * wrong else "PLASMA" for i, t in enumerate(cells["true_type"])]
     package = registry.find(space, version).package
-    out = space.folder / ".smearline/gate" / f"{package}-{smears.digest(cells)[:12]}" / "cells.parquet"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame({"sha256": cells["sha256"], "predicted_type": named}).to_parquet(out)
+    kept.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"sha256": cells["sha256"], "predicted_type": named}).to_parquet(kept / "cells.parquet")
     bento = space.folder / ".smearline/bentoml/bentos/smearline" / package / "bento.yaml"
     bento.parent.mkdir(parents=True, exist_ok=True)
     bento.touch()
@@ -314,6 +315,93 @@ def test_what_is_frozen_stays(second: Workspace):
     second.run("dvc", "add", "-q", "data/labels")
     second.commit("labels gone", "data/labels.dvc")
     assert "no frozen cell of second" in run(promote, second).message
+
+
+def test_a_frozen_file_that_nobody_committed_is_made_anew(space: Workspace):
+    says(space, "v1")
+    easy = space.folder / smears.FROZEN
+    easy.parent.mkdir(exist_ok=True)
+    index = dataset.index(space.folder / "data", ["sha256", "site", "patient", "smear"])
+    index.head(3).to_parquet(easy)  # picked by hand
+    assert run(promote, space).name == "AwaitingApproval"
+    assert len(pd.read_parquet(easy)) > 3 and space.git("status", "--porcelain") == ""
+
+
+def test_a_gate_that_was_cut_off_before_its_commit_is_committed(space: Workspace, monkeypatch: pytest.MonkeyPatch):
+    says(space, "v1")
+    real = Workspace.commit
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Workspace, "commit", lambda self, why, *paths: None if why.startswith("Gate") else real(self, why, *paths)
+        )
+        run(promote, space)
+    assert space.git("status", "--porcelain") != ""
+    run(promote, space)
+    assert space.git("status", "--porcelain") == ""
+    assert len(audit.entries(space.folder, "gate")) == 1
+
+
+def test_what_a_model_says_is_asked_anew_where_counts_or_scales_are_others(
+    second: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(second.folder)
+    data, version = Path("data"), registry.find(second, "v1")
+    cells, found = smears.frozen(data), list[Path]()
+
+    def asked() -> int:
+        """How many different questions there were by now."""
+        found.append(smears.kept(second, version, data, cells))
+        return len(set(found))
+
+    assert asked() == 1
+    row = cells.dropna(subset=["smear"]).iloc[0]
+    told = {"site": row["site"], "smear": row["smear"], "parameter": "WBC", "value": 4.0, "raw": "4"}
+    dataset.merge_rows(data / "cbc" / "more.parquet", [told], cbc.COUNTS, cbc.KEY)
+    assert asked() == 2
+    dataset.merge_rows(data / "cbc" / "more.parquet", [told | {"smear": "not frozen"}], cbc.COUNTS, cbc.KEY)
+    assert asked() == 2
+    real = dataset.index(data, ["sha256", "site", "microns_per_px"])
+    monkeypatch.setattr(smears.dataset, "index", lambda *_: real.assign(microns_per_px=None))
+    for scale, number in ((0.1, 3), (0.2, 4)):
+        site = SimpleNamespace(name="lab", microns_per_px=scale, assumed_microns_per_px=None)
+        monkeypatch.setattr(smears.sites, "load", lambda _, site=site: site)
+        assert asked() == number
+
+
+def test_a_fetch_that_was_cut_off_is_made_anew(second: Workspace):
+    version = registry.find(second, "v1")
+    folder = second.folder / ".smearline" / "packages" / version.package
+    shutil.rmtree(folder, ignore_errors=True)
+    half = folder.with_suffix(".unfinished")
+    half.mkdir(parents=True)
+    (half / "lineage.json").write_text("{}")
+    found = registry.fetched(second, version, "package")
+    assert (found / "recogniser").exists() == (second.folder / "package" / "recogniser").exists()
+    assert (
+        json.loads((found / "lineage.json").read_text())["version"] == version.package
+        and not (found / "package").exists()
+    )
+
+
+@pytest.mark.mission("a rollback goes to what served before")
+def test_after_an_older_version_came_back_a_rollback_goes_to_the_one_that_served(monkeypatch: pytest.MonkeyPatch):
+    known = [registry.Version(f"v{n}.0.0", f"c{n}", f"p{n}") for n in (1, 2, 3)]
+    steps = [(1, "promote"), (2, "promote"), (3, "promote"), (2, "promote")]
+
+    def stack() -> list[str]:
+        tags = [
+            registry.Tag(f"smearline#production#{i}", f"c{n}", {"package": f"p{n}", "audit": "a", "what": what})
+            for i, (n, what) in enumerate(steps, 1)
+        ]
+        monkeypatch.setattr(registry, "tags", lambda _: tags)
+        monkeypatch.setattr(registry, "versions", lambda _: known)
+        return [version.name[1] for version in registry.productions(Workspace(Path()))]
+
+    assert stack() == ["1", "2", "3", "2"]
+    steps.append((3, "rollback"))
+    assert stack() == ["1", "2", "3"]
+    steps.append((2, "rollback"))
+    assert stack() == ["1", "2"]
 
 
 def test_rollback_needs_neither_remote_nor_cache_and_holds(second: Workspace):

@@ -10,7 +10,7 @@ from conftest import picture, put
 from tiny import cell
 
 from flows import audit, ingest
-from flows.workspace import Workspace
+from flows.workspace import FlowError, Workspace
 from serving.cases import Answer, Case, CaseStore, case_of
 from smearline import cbc, dataset, deletion
 
@@ -194,3 +194,22 @@ def test_the_folder_of_files_is_told_by_names_sizes_and_times(tmp_path: Path):
     first = ingest.contents(tmp_path)
     put(tmp_path / "a/1.jpg", b"xy")
     assert ingest.contents(tmp_path) != first
+
+
+@pytest.mark.mission("no smear of two patients comes into the data set")
+def test_a_case_whose_smear_is_another_patients_is_told_and_waits(space: Workspace):
+    before = contents(space)
+    signed(space, {}, smear="lab-s1")  # which the data set has as lab-p1's
+    signed(space, {}, smear="s-other")
+    state = run(space)
+    assert state.is_failed() and "its smear as another patient's" in state.message
+    assert contents(space)[0] > before[0], "the other case is taken in"
+    assert [case.smear for case in CaseStore(home=space.service).signed_off()] == ["lab-s1"]
+    assert dataset.smear_patients(space.folder / "data")["lab", "lab-s1"] == "lab-p1"
+
+
+def test_images_go_when_retention_ends_though_the_rest_fails(space: Workspace, monkeypatch: pytest.MonkeyPatch):
+    purged: list[datetime] = []
+    monkeypatch.setattr(CaseStore, "purge", lambda _, now: purged.append(now) or {})
+    monkeypatch.setattr(Workspace, "data_changed", lambda *_: (_ for _ in ()).throw(FlowError("behind")))
+    assert "behind" in run(space).message and len(purged) == 1

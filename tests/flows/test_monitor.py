@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from flows import audit
+from flows import monitor as flow
 from flows.monitor import monitor
 from flows.trace import MISSING, trace
 from flows.workspace import Workspace
-from monitoring import reference
+from monitoring import reference, watch
 from serving.cases import Answer, Case, CaseStore, case_of
 from smearline import plain_json, staining, vocabulary
 from smearline.errors import DataError
@@ -95,6 +96,48 @@ def test_a_site_is_judged_once_and_again_when_its_stain_changes(watched: Workspa
     text = plain_json.shown(told, as_json=False)
     assert second["sentence"] in text
     assert "approvals: missing" in text
+
+
+def test_a_verdict_that_was_not_told_is_told_again(watched: Workspace, monkeypatch: pytest.MonkeyPatch):
+    serve(watched, range(12), day=0)
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "emit_event", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
+        assert "killed" in run(watched).message
+    monkeypatch.setattr(flow, "emit_event", lambda name, *_, **__: told.append(name))
+    assert run(watched).is_completed() and told == ["smearline.verdict.accept"]
+    assert run(watched).name == "NothingNew"
+
+
+def test_a_site_of_which_nothing_could_be_recognised_leaves_the_others_alone(watched: Workspace):
+    store, at = CaseStore(home=watched.service), START
+    nothing = pa.Table.from_pandas(cells(0), preserve_index=False).slice(0, 0)
+    answer = Answer("0" * 23 + "x", "recognise", package(watched), "real", "scanner", at, at, b"{}")
+    store.add(Case(case_of("aaa", "s"), "aaa", "s", None), answer, nothing, [])
+    serve(watched, range(12), day=0)
+    assert run(watched).is_completed()
+    assert [row["site"] for row in audit.entries(watched.folder, "verdict")] == ["lab"]
+    with pytest.raises(DataError, match="no picture of site 'aaa'"):
+        watch.judge(store.home / "log", "aaa", watched.folder / "reference", watched.folder / "watch")
+
+
+@pytest.mark.mission("the reviewers' witness is of the version that is judged, and of what it named")
+def test_reviews_of_another_version_are_no_witness(watched: Workspace):
+    serve(watched, range(12), day=0)
+    store = CaseStore(home=watched.service)
+    for smear in range(3):
+        case, old = Case(case_of("lab", f"s{smear}"), "lab", f"s{smear}", f"p{smear}"), f"{900 + smear:024d}"
+        at = START + timedelta(days=-1, minutes=smear)
+        said = cells(500 + smear).assign(smear=f"s{smear}", patient=f"p{smear}")
+        said = pa.Table.from_pandas(said.assign(named=True), preserve_index=False)
+        store.add(case, Answer(old, "recognise", "another", "real", "scanner", at, at, b"{}"), said, [])
+        newest = store.case(case.case_id)["answers"][-1]["answer_id"]
+        sign_off = {"reviewer": "dr", "at": (START + timedelta(days=1)).isoformat(), "comment": None}
+        store.review(case.case_id, b"{}", sign_off=sign_off, answer_id=newest)
+    assert run(watched).is_completed()
+    page = watched.folder / audit.entries(watched.folder, "verdict")[-1]["page"]
+    said = json.loads(page.with_name("verdict.json").read_text())["witnesses"]["reviewers"]["says"]
+    assert "of 120 signed-off cells" in said, "forty of each smear, and none of the other version's"
 
 
 def test_without_a_reference_it_fails_and_says_what_to_do(space: Workspace):

@@ -230,6 +230,9 @@ def test_a_whole_data_set_is_recognised_shard_by_shard_and_goes_on_where_it_stoo
     assert sorted(p.name for p in (tmp_path / "out").glob("*")) == sorted(
         [".lock", *(p.name for p in dataset.shards(cells))]
     )
+    site = sites.directory() / "unscaled.yaml"
+    put(site, site.read_text(encoding="utf-8").replace("assumed_microns_per_px: 0.2", "assumed_microns_per_px: 0.1"))
+    assert run()["shards"] == 1, "it was read at another scale"
     patient = pseudonyms.pseudonym(pseudonyms.key(sites.load("lab")), "lab", "patient", "p0")
     deletion.forget(cells, "lab", patient, "asked for it", datetime.now(UTC))
     for shards, act in (

@@ -210,3 +210,22 @@ def test_a_forgotten_patient_leaves_nothing(store: CaseStore):
     assert store.forget("hospital", "him", forgotten) == {"cases": 0, "answers": 0, "incoming_shards": 0}
     if store._engine.dialect.name == "sqlite":
         assert not any(mine.encode() in p.read_bytes() for p in store.home.glob("cases.sqlite*"))
+
+
+@pytest.mark.mission("an answer that is kept last is the last, so that nobody signs off what he has not seen")
+def test_a_slow_answer_is_newer_than_one_that_overtook_it(store: CaseStore):
+    add(store, days_ago=0)
+    seen = store.case(case_of("hospital", "s"))["answers"][-1]["answer_id"]
+    add(store, days_ago=1)  # received before, kept after
+    case = store.case(case_of("hospital", "s"))
+    assert (
+        case["answers"][0]["answer_id"] == seen
+        and case["answers"][1]["received_at"] > case["answers"][0]["received_at"]
+    )
+    with pytest.raises(CaseConflict, match="read the case again"):
+        store.review(
+            case_of("hospital", "s"), b"{}", sign_off={"reviewer": "dr", "at": "x", "comment": None}, answer_id=seen
+        )
+    sign(store, "hospital", "s")
+    assert len(store.signed_off()[0].shards) == 2, "wherever they lie"
+    assert {(cell.named, cell.version) for cell in store.signed_off()[0].cells} == {(True, "v1")}

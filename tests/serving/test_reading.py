@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import picture, put
 from serving_fixtures import make_package
 
-from serving import bento
+from serving import bento, send
 from serving.cases import Case
 from serving.reading import Reader
 from smearline import plain_json
@@ -87,3 +87,14 @@ def test_the_bento_needs_pinned_versions_and_no_torch():
     assert all("==" in line for line in found)
     assert {"bentoml", "fastapi", "onnxruntime", "scikit-learn", "starlette"} <= names
     assert not names & {"torch", "ray", "dvc", "prefect", "evidently", "optuna"}
+
+
+def test_what_is_sent_has_its_blood_count_and_what_has_no_smear_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    put(tmp_path / "labels.csv", "file,smear,patient\na.jpg,S2 , p\nb.jpg,S3,p\n")
+    put(tmp_path / "xn.csv", "Sample No.,WBC(10^9/L)\nS2,4.2\nS9,5\n\n")
+    first, second = send.smears(tmp_path)
+    assert first[0] == {"smear": "S2", "patient": "p"} and first[2] and b"S2,4.2" in first[2]
+    assert second[2] is None
+    assert "1 samples of xn.csv are of no smear here, first S9" in capsys.readouterr().err
