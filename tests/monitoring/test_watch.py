@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import CHECKOUT
 from drawn import WARD, draw, lab, write_log
@@ -16,6 +17,7 @@ from monitoring import verdict
 from monitoring.reference import refer
 from monitoring.verdict import Verdict
 from monitoring.watch import judge
+from smearline import cbc
 from smearline.errors import DataError
 
 LATER = "2024-04-01"
@@ -124,7 +126,8 @@ def counts(cells: pd.DataFrame, **added: float) -> pd.DataFrame:
         for parameter, code in (("NEUT%", "NEUT_SEG"), ("LYMPH%", "LYMPH")):
             share = 100 * float((white["predicted_type"] == code).mean()) + added.get(parameter[:-1], 0)
             rows.append({"smear": smear, "parameter": parameter, "value": share})
-    return pd.DataFrame([*rows, {"smear": "s9-0", "parameter": "WBC", "value": 7.1}])
+    rows.append({"smear": "s9-0", "parameter": "WBC", "value": 7.1})
+    return pa.Table.from_pylist([row | {"site": "lab"} for row in rows], schema=cbc.COUNTS).to_pandas()
 
 
 def test_the_analyser_agrees_or_disagrees(watched):
