@@ -76,7 +76,7 @@ def _take_in(space: Workspace, store: CaseStore, data: Path) -> tuple[str, dict[
 
 def _fitting(signed: list[SignedCase], data: Path) -> tuple[list[SignedCase], list[str]]:
     """The cases but for those whose smear is another patient's in the data set, and why those are left out."""
-    known = dataset.smear_patients(data)
+    known = dataset.smear_patients(data) if signed else {}
     taken, refused = list[SignedCase](), []
     for case in signed:
         whose = known.get((case.site, case.smear or ""))

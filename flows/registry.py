@@ -105,8 +105,9 @@ def productions(space: Workspace) -> list[Version]:
     for tag in sorted(assigned, key=lambda t: int(t.name.rpartition("#")[2])):
         version = by_commit[tag.commit]  # gto assigns registered versions alone
         back = tag.said.get("what") != "promote"  # tags of before do not say what they are
-        while back and version in stack:
-            stack.pop()
+        if back and version in stack:
+            while stack.pop() != version:
+                pass
         stack.append(version)
     return stack
 

@@ -402,6 +402,8 @@ def test_after_an_older_version_came_back_a_rollback_goes_to_the_one_that_served
     assert stack() == ["1", "2", "3"]
     steps.append((2, "rollback"))
     assert stack() == ["1", "2"]
+    steps += [(3, "promote"), (2, "promote"), (1, "promote"), (2, "rollback")]
+    assert stack() == ["1", "2", "3", "2"]
 
 
 def test_rollback_needs_neither_remote_nor_cache_and_holds(second: Workspace):
