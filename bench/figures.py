@@ -171,6 +171,12 @@ def render(results: Path = RESULTS) -> str:
         "their scale assumed, judged by parents where "
         "they name no finer type.",
     ]  # fmt: skip
+    if (file := results / "folds.json").exists():
+        every = json.loads(file.read_text(encoding="utf-8"))["pooled"]["jhu"]
+        parts.append(
+            f"JHU's test patients are one split of {real['counts']['by_site']['jhu']['patients']}, and an easy one: over all "
+            f"{every['patients']} patients the recipe names {_interval(every['types']['accuracy'])} rightly (below)."
+        )
     sites = [s for s in ("jhu", "pbc") if s in real["types"]["by_site"]]
     classes = {c for s in sites for c in real["types"]["by_site"][s]["per_class"]}
     order = [c for c in (*vocabulary.load().types, *vocabulary.load().parents) if c in classes]
