@@ -171,10 +171,10 @@ class CaseStore:
                 connection.execute(CASES.update().where(same).values(patient=case.patient))
             elif case.patient and found.patient != case.patient:
                 raise CaseConflict("this smear was sent before with another patient; correct the one or the other")
+            # The answer that is kept last is the last, whenever its request came.
             of_case = sa.select(sa.func.max(ANSWERS.c.received_at)).where(ANSWERS.c.case_id == case.case_id)
-            if (
-                last := connection.scalar(of_case)
-            ) and last >= received:  # the last to be kept is the last, whenever it came
+            last = connection.scalar(of_case)
+            if last and last >= received:
                 row["received_at"] = stamp(datetime.fromisoformat(last) + timedelta(microseconds=1))
             connection.execute(ANSWERS.insert().values(row))
 
