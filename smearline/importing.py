@@ -51,6 +51,7 @@ class ImportReport:
     relabelled: int = 0
     other_identity: int = 0
     other_scale: int = 0
+    unread_ages: int = 0
     ignored_columns: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -62,6 +63,7 @@ class ImportReport:
             f"{self.unlabelled} images of this run unlabelled": True,
             f"table rows without an image here: {self.rows_without_image}": self.rows_without_image,
             f"labels corrected: {self.relabelled}": self.relabelled,
+            f"patients whose age is no number of years, and is left out: {self.unread_ages}": self.unread_ages,
             f"columns that mean nothing here: {', '.join(self.ignored_columns)}": self.ignored_columns,
             f"blood counts: {self.count_values} values": self.count_values,
             f"blood counts corrected: {self.corrected_counts} values": self.corrected_counts,
@@ -234,6 +236,7 @@ class _Import:
         old = {(row["patient"], row["smear"]): row for row in told}
         self.whose_smear = dataset.smear_patients(self.into)
         patients: dict[tuple[str | None, str | None], Json] = {}
+        ageless: set[str] = set()
         with dataset.CellWriter(self.into / "cells", self.site.name) as writer, ThreadPoolExecutor() as pool:
             for start in range(0, len(paths), _BLOCK):
                 block = [self.describe(path) for path in paths[start : start + _BLOCK]]
@@ -288,8 +291,11 @@ class _Import:
                     labels += [{**label, "sha256": sha256} for label in item.labels]
                     if owner["patient"]:
                         patients[owner["patient"], owner["smear"]] = owner | _patient(item)
+                        if item.fields.get("age") and patients[owner["patient"], owner["smear"]]["age"] is None:
+                            ageless.add(owner["patient"])
                 self.labels.append(pa.Table.from_pylist(labels, schema=dataset.LABELS))
                 progress(min(start + _BLOCK, len(paths)), len(paths))
+        self.report.unread_ages = len(ageless)
         for whom, row in patients.items():  # what is not said now stays as it was
             row |= {k: v for k, v in old.get(whom, {}).items() if row.get(k) is None}
         dataset.merge_rows(table, patients.values(), dataset.PATIENTS, ["site", "patient", "smear"], keep="last")

@@ -618,12 +618,17 @@ def test_a_table_whose_cells_are_shifted_is_refused(folder: Path, tmp_path: Path
 
 def test_what_is_listed_is_counted_once_and_rows_of_nobody_are_told(folder: Path, tmp_path: Path):
     put(folder / "blast" / "x.webp", b"RIFF")
-    put(folder / "labels.csv", "file,type,patient\nblast/x.webp,BLAST,p1\nblast/c.jpg,BLAST,0012\n,,\n")
-    put(folder / "patients.csv", 'patient,diagnosis,age\n12,AML,60\n0012,AML,"63,5"\n')
+    put(
+        folder / "labels.csv",
+        "file,type,patient\nblast/x.webp,BLAST,p1\nblast/c.jpg,BLAST,0012\nNeutrophils/a.jpg,,p1\n,,\n",
+    )
+    put(folder / "patients.csv", 'patient,diagnosis,age\n12,AML,60\n0012,AML,"63,5"\np1,AML,adult\n')
     report = run("folder", folder, tmp_path / "d")
     assert dict(report.quarantined) == {"not_an_image": 1} and report.found == 6
     assert report.rows_without_image == 1 and "table rows without an image here: 1" in str(report)
-    assert dataset.read_tables(tmp_path / "d", "labels/patients-*.parquet", dataset.PATIENTS)["age"].tolist() == [63.5]
+    assert report.unread_ages == 1 and "no number of years, and is left out: 1" in str(report)
+    patients = dataset.read_tables(tmp_path / "d", "labels/patients-*.parquet", dataset.PATIENTS)
+    assert patients["age"].dropna().tolist() == [63.5] and patients["diagnosis"].tolist() == ["AML"] * 2
 
 
 @pytest.mark.mission("no picture is read at a scale that no microscope has, or at one that was corrected since")
