@@ -69,7 +69,7 @@ def calibrate(
         )
     if found and "BLAST" in types:
         served, blast = found.judge(probabilities, embeddings[rows], list(watched["site"]))[0], types.index("BLAST")
-        blasts = false_alarm_share(watched, served.argmax(axis=1) == blast)
+        blasts = false_alarm_share(watched, np.array(types)[served.argmax(axis=1)].tolist())
         rests_on = (blasts["smears"], blasts["pseudo_smears"])
         true = (watched["true_type"] == "BLAST").to_numpy(bool)
         limit = probability_for_ppv(served[:, blast], true, params.confidence.blast_ppv)

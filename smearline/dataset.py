@@ -311,9 +311,11 @@ def diagnoses(directory: Path) -> pd.DataFrame:
 
 
 def trained_on(cells: pd.DataFrame, seen: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which cells (sha256, site, smear, patient), or others of their patient or smear, stand among `seen` (a model's
+    """Which cells (sha256, site, smear, patient), or others of their patient (`patients`) or smear, stand among `seen` (a model's
     trained_on.parquet; older ones do not know the smear)."""
     found = cells["sha256"].isin(seen["sha256"]).to_numpy(bool, copy=True)
+    cells = cells.assign(patient=patients(cells))
+    seen = seen.assign(patient=patients(seen)) if {"patient", "smear"} <= set(seen) else seen
     for kind in {"patient", "smear"} & set(seen):
         known = pd.MultiIndex.from_frame(seen.loc[seen[kind].notna(), ["site", kind]])
         found |= pd.MultiIndex.from_frame(cells[["site", kind]]).isin(known)

@@ -47,7 +47,7 @@ _NEEDED = {"differential": "shares", "embedding": "values of the embedding", "cb
 MISSING_LIMIT = 0.5
 """Share of a part's values that may be missing before the model abstains; of the characteristics all may be, since a smear
 shows only those of the types that it has."""
-WIDENING, LOG_WIDENING = 0.1, np.log10(1.5)
+WIDENING, FACTOR = 0.1, 1.5
 """A laboratory value may lie outside the range of the training smears by this part of that range; one that spans decades, by
 this factor."""
 
@@ -233,7 +233,10 @@ def write(
     laboratory = table[[c for c in table if c.startswith("cbc_")]]
     low, high = laboratory.min(), laboratory.max()
     room = WIDENING * (high - low).clip(lower=1e-6)
-    room[[f"cbc_{n}" for n, a in cbc.analytes().items() if a.scale == "log" and f"cbc_{n}" in room]] = LOG_WIDENING
+    low, high = (low - room).clip(lower=0), high + room  # no blood count is below 0
+    for name in (f"cbc_{n}" for n, a in cbc.analytes().items() if a.scale == "log" and f"cbc_{n}" in laboratory):
+        least, most = 10 ** laboratory[name].agg(["min", "max"]) - 1
+        low[name], high[name] = np.log10(1 + least / FACTOR), np.log10(1 + most * FACTOR)
     same = patients.to_numpy()[:, None] == patients.to_numpy()[None]
     scaled = model.scaled(table)
     nearest = {p: np.where(same, np.inf, pairwise_distances(x)).min(axis=1).max() for p, x in scaled.items()}
@@ -249,7 +252,7 @@ def write(
         groups=model.groups,
         not_available=not_available,
         features=tuple(table.columns),
-        ranges={n: (float(low[n] - room[n]), float(high[n] + room[n])) for n in laboratory},
+        ranges={n: (float(low[n]), float(high[n])) for n in laboratory},
         inverse_temperature=model.inverse_temperature,
         nearest_limits={part: float(limit) for part, limit in nearest.items()},
         origin=origin,
@@ -369,7 +372,7 @@ class DiagnosisModel:
                 if not np.isnan(row[name]) and not low <= row[name] <= high:
                     say = Told(name)
                     because.append(
-                        f"{say.name} is {say.value(row[name])}; learned from {say.value(low)} to {say.value(high)}"
+                        f"{say.name} is {say.value(row[name])}; taken from {say.value(low)} to {say.value(high)}"
                     )
             for part, columns in needed.items():
                 if (count := int(row[columns].isna().sum())) > MISSING_LIMIT * len(columns):

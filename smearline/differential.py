@@ -55,7 +55,7 @@ def summarise(predictions: pd.DataFrame, embeddings: NDArray[np.float16]) -> pd.
         total = int(counts.sum())
         shares = counts / total if total else np.full(len(types), np.nan)
         low, high = exact_bounds(counts, np.full(len(types), total))
-        row = {"site": site, "smear": smear, "patient": part["patient"].iloc[0]}
+        row = {"site": site, "smear": smear, "patient": next(iter(part["patient"].dropna()), None)}
         row |= {"num_cells": len(part), "num_counted": total}
         for name, values in (("share", shares), ("low", low), ("high", high)):
             row |= {f"{name}_{t}": v for t, v in zip(types, values, strict=True)}

@@ -96,10 +96,9 @@ def evaluate(
     plain_json.write(out / "metrics.json", figures)
     plain_json.write(out / "headline.json", metrics.headline(figures))
     wrong = _wrong(judged, model.card.types)
-    suspects = wrong[(wrong["probability"] >= _SUSPECT) & wrong.get("named", True)]
-    suspects[["sha256", "site", "smear", "true_type", "predicted_type", "probability"]].to_csv(
-        out / SUSPECTS, index=False
-    )
+    wrong[wrong["probability"] >= _SUSPECT][
+        ["sha256", "site", "smear", "true_type", "predicted_type", "probability"]
+    ].to_csv(out / SUSPECTS, index=False)
     errors = _examples(model, directory, wrong, num_errors_shown)
     evaluation_page.render(figures, title="Recogniser: evaluation", examples=errors, out=out / "evaluation.html")
     return figures

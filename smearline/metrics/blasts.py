@@ -1,5 +1,6 @@
 """Blasts: cell by cell, and on each smear, which is what a laboratory acts on."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from smearline.metrics.cells import codes, probabilities, trained_types
 from smearline.metrics.intervals import auc, exact_bounds, share
+from smearline.vocabulary import load
 
 Json = dict[str, Any]
 BLAST = "BLAST"
@@ -69,33 +71,49 @@ def probability_for_ppv(
 PSEUDO_CELLS = 100
 
 
-def false_alarm_share(cells: pd.DataFrame, said_N: NDArray[np.bool_]) -> Json:
-    """The largest share of cells called blasts on a smear without a labelled one: a smear with more is flagged.
+LEAST_CELLS = PSEUDO_CELLS // 2
+"""Cells of a differential below which a smear is neither learned from nor flagged: of few cells one wrong name is a large share."""
 
-    Of smears with `PSEUDO_CELLS` / 2 cells and more. Cells of sites without smears are cut into hundreds in the order of their
+
+def counted(names: pd.Series) -> "pd.Series[bool]":
+    """Whether each name is one of a differential, or a parent of such: of these cells alone blasts are a share."""
+    of_differential = set(load().differential_types)
+    known = {code: set(load().children(code)) <= of_differential for code in codes().codes}
+    return names.map(known).fillna(False).astype(bool)
+
+
+def false_alarm_share(cells: pd.DataFrame, predicted_N: Sequence[str]) -> Json:
+    """The largest share of counted cells called blasts on a smear without a labelled one: a smear with more is flagged.
+
+    Of smears with `LEAST_CELLS` counted cells and more. Cells of sites without smears are cut into hundreds in the order of their
     digests, as `score_pseudo_smears` cuts them. To be learned on patients that do not judge it.
 
     Args:
-        cells: sha256, site, smear, true_type; labelled. said_N: whether each is called a blast.
+        cells: sha256, site, smear, true_type; labelled. predicted_N: what each is called.
 
     Returns:
         `above` (null where every smear has blasts), and the numbers of `smears` and `pseudo_smears` that it rests on.
     """
-    frame = cells[["sha256", "site", "smear"]].assign(true=(cells["true_type"] == BLAST).to_numpy(bool), said=said_N)
+    frame = _called(cells, pd.Series(predicted_N, cells.index)).assign(true=cells["true_type"].eq(BLAST).fillna(False))
     loose = frame["smear"].isna()
-    known = frame[~loose].groupby(["site", "smear"])[["true", "said"]].agg(["sum", "size"])
-    free = known[(known["true", "sum"] == 0) & (known["true", "size"] >= PSEUDO_CELLS // 2)]
-    shares = list(free["said", "sum"] / free["said", "size"])
+    known = frame[~loose].groupby(["site", "smear"])[["true", "said", "counted"]].sum()
+    free = known[(known["true"] == 0) & (known["counted"] >= LEAST_CELLS)]
+    shares = list(free["said"] / free["counted"])
     hundreds = _hundreds(frame[loose & ~frame["true"]])
     apart = [share for of_site in hundreds.values() for share in of_site]
     above = max([*shares, *apart], default=None)
     return {"above": None if above is None else float(above), "smears": len(shares), "pseudo_smears": len(apart)}
 
 
+def _called(cells: pd.DataFrame, predicted: pd.Series) -> pd.DataFrame:
+    """sha256, site, smear, and whether each cell is called a blast (`said`) and what a differential counts (`counted`)."""
+    return cells[["sha256", "site", "smear"]].assign(said=predicted == BLAST, counted=counted(predicted))
+
+
 def _hundreds(free: pd.DataFrame) -> dict[str, list[float]]:
-    """Site to the share called blasts (`said`) in each hundred of its cells, in the order of their digests."""
+    """Site to the share called blasts in each hundred of its cells that a differential counts, in the order of their digests."""
     found = {}
-    for site, part in free.sort_values("sha256").groupby("site"):
+    for site, part in free[free["counted"]].sort_values("sha256").groupby("site"):
         said = part["said"].to_numpy(bool)
         whole = len(said) // PSEUDO_CELLS * PSEUDO_CELLS
         if whole:
@@ -108,20 +126,21 @@ def score_pseudo_smears(cells: pd.DataFrame, flag_above: float) -> Json:
 
     Another laboratory's cells of one label each: they say how often it calls blasts where there are none, no specificity."""
     free = cells[cells["smear"].isna() & (cells["label"] != codes().codes.index(BLAST))]
-    said = free["predicted"] == codes().types.index(BLAST)
     return {
         site: {"smears": len(shares), "flagged": sum(share > flag_above for share in shares)}
-        for site, shares in _hundreds(free[["sha256", "site"]].assign(said=said)).items()
+        for site, shares in _hundreds(_called(free, free["predicted_type"])).items()
     }
 
 
 def score_smears(cells: pd.DataFrame, rng: np.random.Generator, flag_above: float | None = None) -> Json:
-    """True and predicted blasts of each smear, as shares of its labelled cells (argmax), with exact binomial intervals.
+    """True and predicted blasts of each smear, as shares of its labelled cells that are, and that are called, what a differential
+    counts (argmax), with exact binomial intervals.
 
     The shares of smears found count smears; their intervals resample patients.
 
     Args:
-        flag_above: the model's own limit (`false_alarm_share`); with it the smears flagged are counted as well.
+        flag_above: the model's own limit (`false_alarm_share`); with it the smears flagged are counted as well, of those with
+            `LEAST_CELLS` cells that are called so.
     """
     named = cells[cells["smear"].notna()]
     if named.empty:
@@ -130,6 +149,8 @@ def score_smears(cells: pd.DataFrame, rng: np.random.Generator, flag_above: floa
         named.assign(
             true=named["label"] == codes().codes.index(BLAST),
             said=named["predicted"] == codes().types.index(BLAST),
+            true_counts=counted(named["true_type"]),
+            said_counts=counted(named["predicted_type"]),
         )
         .groupby(["site", "smear"])
         .agg(
@@ -137,28 +158,32 @@ def score_smears(cells: pd.DataFrame, rng: np.random.Generator, flag_above: floa
             cells=("true", "size"),
             true_blasts=("true", "sum"),
             predicted_blasts=("said", "sum"),
+            true_counted=("true_counts", "sum"),
+            predicted_counted=("said_counts", "sum"),
             cluster=("cluster", "max"),
         )
         .reset_index()
     )
-    total_S = smears["cells"]
     shares = {}
     for whose in ("true", "predicted"):
-        hits_S = smears[f"{whose}_blasts"]
+        hits_S, total_S = smears[f"{whose}_blasts"], smears[f"{whose}_counted"].clip(lower=1)
         ends = zip(hits_S / total_S, *exact_bounds(hits_S, total_S), strict=True)
         shares[f"{whose}_share"] = [dict(zip(("value", "low", "high"), e, strict=True)) for e in ends]
     any_true, any_said = smears["true_blasts"] > 0, smears["predicted_blasts"] > 0
-    many_true, many_said = (smears[f"{w}_blasts"] / total_S >= MANY for w in ("true", "predicted"))
+    part_true, part_said = (smears[f"{w}_blasts"] / smears[f"{w}_counted"].clip(lower=1) for w in ("true", "predicted"))
+    many_true, many_said = part_true >= MANY, part_said >= MANY
 
     def found(group: pd.Series, said: pd.Series) -> Json:
         return {"smears": int(group.sum()), **share(said[group], smears.loc[group, "cluster"], rng)}
 
     flagged: Json = {}
     if flag_above is not None:
-        above = smears["predicted_blasts"] / total_S > flag_above
-        which = {"any_blast": any_true, "many_blasts": many_true, "no_blast": ~any_true}
+        above, enough = part_said > flag_above, smears["predicted_counted"] >= LEAST_CELLS
+        which = {"any_blast": any_true & enough, "many_blasts": many_true & enough, "no_blast": ~any_true & enough}
         flagged = {
             "flag_above": flag_above,
+            "least_cells": LEAST_CELLS,
+            "too_few_cells": int((~enough).sum()),
             **{f"{name}_flagged": found(group, above) for name, group in which.items()},
         }
     rows = smears.drop(columns="cluster").assign(**shares).astype(object)

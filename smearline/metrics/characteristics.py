@@ -81,12 +81,14 @@ def _score(
 
 
 def _baselines(part: pd.DataFrame, what: Characteristic, train: pd.DataFrame) -> tuple[Ints, int]:
-    """The type-only prediction of each cell and the majority, learned from the training cells."""
+    """The type-only prediction of each cell and the majority, learned from the training cells of types to which it applies."""
     known, label_N, predicted_N = codes(), part["label"].to_numpy(), part["predicted"].to_numpy()
     named_N = np.array([known.codes.index(t) for t in known.types])[predicted_N]
     told_N = np.where(known.member_RK[label_N, predicted_N], named_N, label_N)
     label = indices(train["true_type"], known.codes, "true_type")
     value = indices(train[what.name], what.values, what.name) if what.name in train else np.full(len(train), -1)
+    elsewhere = (label >= 0) & ~(known.member_RK[label] & np.isin(known.types, what.applies_to)).any(axis=1)
+    value = np.where(elsewhere, -1, value)
     if not (value >= 0).any():
         raise DataError(f"no training cell has a value of {what.name}, for which the model has answers")
     by_type, majority = _most_frequent(label[value >= 0], value[value >= 0], len(what.values))

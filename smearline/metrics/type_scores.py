@@ -116,7 +116,8 @@ def score_types(cells: pd.DataFrame, rng: np.random.Generator) -> Json:
 def score_calibration(cells: pd.DataFrame) -> Json:
     """Calibration of labelled cells; a parent-labelled cell is judged on the probabilities collapsed to its parent.
 
-    - `ece`: `calibration_error` in 15 bins, confidence being the predicted type's probability.
+    - `ece`: `calibration_error` in 15 bins, confidence being the predicted type's probability; where the site labels by one of its
+      parents, that parent's, right or wrong, but for a cell labelled one of the parent's children.
     - `brier`: mean over cells of the sum over types of (probability - truth)^2 (Brier 1950). Range 0..2.
     - `nll`: mean of -ln of the probability of the label, for a parent the sum of its children's.
     - `bins`: lowest confidence first: cells, confidence (mean), accuracy.
@@ -125,7 +126,13 @@ def score_calibration(cells: pd.DataFrame) -> Json:
     rows, predicted_N = np.arange(len(cells)), cells["predicted"].to_numpy()
     inside_NK = probability_NK * member_NK
     inside_N, right_N = inside_NK.sum(axis=1), member_NK[rows, predicted_N]
-    confidence_N = np.where(right_N, inside_N, probability_NK[rows, predicted_N])
+    confidence_N = probability_NK[rows, predicted_N]
+    for p in (r for r, code in enumerate(codes().codes) if code in load().parents):
+        by_parent_N = (cells["label"] == p).groupby(cells["site"]).transform("any").to_numpy()
+        finer_N = codes().within_RR[p][cells["label"]] & (cells["label"] != p).to_numpy()
+        collapsed_N = by_parent_N & codes().member_RK[p][predicted_N] & ~finer_N
+        sums_N = probability_NK @ codes().member_RK[p]
+        confidence_N = np.where(collapsed_N, np.maximum(confidence_N, sums_N), confidence_N)
     outside_N = (probability_NK**2).sum(axis=1) - (inside_NK**2).sum(axis=1)
     ece, bins = calibration_error(confidence_N, right_N, NUM_BINS)
     return {

@@ -169,12 +169,13 @@ def test_unlabelled_cells_are_counted_and_never_scored() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    calibration = scored(table([("LYMPH", "LYMPH"), ("NEUT", "NEUT_SEG"), ("MONO", "LYMPH")], sure=0.83))
-    found, small = calibration["calibration"]["overall"], 0.01
-    assert found["ece"] == pytest.approx((0.17 + 0.16 + 0.83) / 3, abs=1e-6)  # a parent's children are added: 0.84
-    rest = [0.17**2 + 17 * small**2, 0.16**2 + 16 * small**2, 0.83**2 + 0.99**2 + 16 * small**2]
-    assert found["brier"] == pytest.approx(sum(rest) / 3, abs=1e-6)
-    assert found["nll"] == pytest.approx(-np.log([0.83, 0.84, small]).mean(), abs=1e-6)
+    pairs = [("LYMPH", "LYMPH"), ("NEUT", "NEUT_SEG"), ("MONO", "LYMPH"), ("MONO", "NEUT_SEG")]
+    found, small = scored(table(pairs, sure=0.83))["calibration"]["overall"], 0.01
+    # A parent's children are added where the site labels by it, in a wrong answer as in a right one: 0.84.
+    assert found["ece"] == pytest.approx((0.17 + 0.16 + 0.83 + 0.84) / 4, abs=1e-6)
+    rest = [0.17**2 + 17 * small**2, 0.16**2 + 16 * small**2, *[0.83**2 + 0.99**2 + 16 * small**2] * 2]
+    assert found["brier"] == pytest.approx(sum(rest) / 4, abs=1e-6)
+    assert found["nll"] == pytest.approx(-np.log([0.83, 0.84, small, small]).mean(), abs=1e-6)
 
 
 def test_auc_is_scikit_learns_and_does_not_collapse_at_one() -> None:
@@ -242,10 +243,10 @@ def test_a_smear_is_flagged_beyond_the_limit_and_pseudo_smears_are_counted_apart
     apart = table(([("LYMPH", "BLAST")] * 4 + [("LYMPH", "LYMPH")] * 96) * 2 + [("LYMPH", "BLAST")] * 50, [None] * 250)
     frame = pd.concat([known, apart.assign(site="beta")], ignore_index=True)
     frame["sha256"] = [f"{i:064x}" for i in range(len(frame))]
-    says = frame["predicted_type"] == "BLAST"
-    assert false_alarm_share(frame[:150], says[:150].to_numpy()) == {"above": 0.06, "smears": 1, "pseudo_smears": 0}
-    assert false_alarm_share(frame[50:150], says[50:150].to_numpy())["above"] is None, "every smear has blasts"
-    found = false_alarm_share(frame, says.to_numpy())
+    says = frame["predicted_type"].tolist()
+    assert false_alarm_share(frame[:150], says[:150]) == {"above": 0.06, "smears": 1, "pseudo_smears": 0}
+    assert false_alarm_share(frame[50:150], says[50:150])["above"] is None, "every smear has blasts"
+    found = false_alarm_share(frame, says)
     assert found == {"above": 0.06, "smears": 1, "pseudo_smears": 2}, "the last 50 of beta are no hundred"
     found = scored(frame, flag_above=0.03)["blast"]
     assert (found["smears"]["any_blast_flagged"]["smears"], found["smears"]["any_blast_flagged"]["value"]) == (2, 1.0)
@@ -257,6 +258,18 @@ def test_a_smear_is_flagged_beyond_the_limit_and_pseudo_smears_are_counted_apart
     )
     assert found["smears"]["no_blast_flagged"]["value"] == 0.0
     assert found["pseudo_smears"] == {"beta": {"smears": 2, "flagged": 0}}
+
+
+@pytest.mark.mission("blasts are a share of the cells that a differential counts")
+def test_smudge_cells_are_no_part_of_a_smear_of_which_blasts_are_a_share() -> None:
+    smudged = [("BLAST", "BLAST")] * 7 + [("LYMPH", "LYMPH")] * 60 + [("SMUDGE", "SMUDGE")] * 424
+    small = [("LYMPH", "LYMPH")] * 30 + [("LYMPH", "BLAST")] * 10 + [("SMUDGE", "SMUDGE")] * 20
+    frame = table([*smudged, *small], ["p1"] * 491 + ["p2"] * 60)
+    assert false_alarm_share(frame[491:], frame["predicted_type"][491:].tolist())["above"] is None, "forty are too few"
+    smears = scored(frame, flag_above=0.1)["blast"]["smears"]
+    assert [round(row["true_share"]["value"], 3) for row in smears["rows"]] == [round(7 / 67, 3), 0.0]
+    assert smears["many_blasts_found"]["smears"] == 1 and smears["many_blasts_flagged"]["value"] == 1.0
+    assert smears["too_few_cells"] == 1 and smears["no_blast_flagged"]["smears"] == 0
 
 
 @pytest.mark.parametrize("label", ["fine", "parent"])
@@ -281,7 +294,11 @@ def test_a_characteristic_that_is_seen_beats_the_type() -> None:
     frame = table([("LYMPH", "LYMPH")] * 300, [f"p{i % 30}" for i in range(300)])
     frame["c_cytoplasm_vacuole"] = np.where(rng.random(300) < 0.9, values, "no")
     truth = pd.DataFrame({"sha256": frame["sha256"], "name": "cytoplasm_vacuole", "value": values})
-    train = pd.DataFrame({"sha256": ["t1", "t2"], "true_type": "LYMPH", "cytoplasm_vacuole": ["no", None]})
+    # An artefact has no cytoplasm: what is said of its vacuoles teaches nothing.
+    train = pd.DataFrame(
+        {"true_type": ["LYMPH"] * 2 + ["ARTEFACT"] * 9, "cytoplasm_vacuole": ["no", None] + ["yes"] * 9}
+    )
+    train["sha256"] = [f"t{i}" for i in range(11)]
     metrics = scored(frame, truth, train_labels=train)
     found = metrics["characteristics"]["cytoplasm_vacuole"]
     assert found["beats_type_only"]

@@ -165,3 +165,5 @@ def test_a_cell_without_a_patient_goes_with_its_smear():
     assert dataset.trained_on(frame, seen).tolist() == [n in (0, 19) for n in number]
     assert dataset.trained_on(frame.assign(smear=None), seen).sum() == 2, "nothing else says whose the others are"
     assert dataset.trained_on(frame, seen.drop(columns="smear")).sum() == 2, "as older packages have it"
+    later = pd.DataFrame({"sha256": ["x", "y"], "site": "a", "smear": "later", "patient": ["p3", None]})
+    assert dataset.trained_on(later, frame.iloc[[23]]).all(), "another smear of p3, whom one of its cells does not name"

@@ -128,7 +128,7 @@ def test_a_missing_value_says_nothing(model: diagnosis.DiagnosisModel):
     ("change", "because"),
     [
         (lambda s, c: (s.assign(num_counted=20), c), "20 cells were counted, and 50 are needed"),
-        (lambda s, c: (s, c.assign(value=c["value"] * 10)), r"haemoglobin \(HGB\) is 120 g/dL; learned from"),
+        (lambda s, c: (s, c.assign(value=c["value"] * 10)), r"haemoglobin \(HGB\) is 120 g/dL; taken from"),
         (lambda s, c: (s, None), "2 of the 2 laboratory values that it reads are missing"),
         (lambda s, c: (s.assign(embedding=[e + 50 for e in s["embedding"]]), c), "the smear is unlike all 36"),
     ],
@@ -138,6 +138,15 @@ def test_it_abstains_and_says_why(model: diagnosis.DiagnosisModel, change, becau
     answer = model.diagnose(*change(summary, counts_of(summary))).iloc[0]
     assert answer["status"] == "abstained" and answer["group"] is None
     assert pd.Series(answer["abstained_because"]).str.contains(because).any(), answer["abstained_because"]
+
+
+def test_the_ranges_taken_are_those_that_the_docs_state(model: diagnosis.DiagnosisModel):
+    low, high = model.card.ranges["cbc_WBC"]  # spans decades
+    white = 10 ** model.seen["cbc_WBC"] - 1
+    assert (10**low - 1, 10**high - 1) == pytest.approx((white.min() / 1.5, white.max() * 1.5))
+    low, high = model.card.ranges["cbc_HGB"]
+    red = model.seen["cbc_HGB"]
+    assert (low, high) == pytest.approx((red.min() - 0.1 * np.ptp(red), red.max() + 0.1 * np.ptp(red)))
 
 
 def test_the_number_of_cells_is_no_feature(model: diagnosis.DiagnosisModel):
