@@ -45,6 +45,8 @@ def adapt(
     """
     out, budgets = out.absolute(), sorted(set(budgets))
     places = {budget: out / str(budget) if len(budgets) > 1 else out for budget in budgets}
+    if len(budgets) > 1 and (out / CARD_FILE).is_file():
+        raise DataError(f"{out} is a recogniser: several budgets have a folder each below --out; give another")
     for place in places.values():
         beside = place.with_name(f"{place.name}.safetensors")
         adapted = (place / REPORT).is_file()

@@ -31,7 +31,7 @@ _NONE_LISTED = pd.DataFrame({"sha256": pd.Series(dtype=str), "budget": pd.Series
 
 class NewSite:
     """Cells of a new site as the recogniser sees them, and those that may be chosen: of patients that are not held out, and not of
-    those that it was trained on.
+    those that it was trained on, nor of its own sites' test.
 
     Raises:
         ModelError: the weights are missing or another model's, or the model is an adapted one.
@@ -59,12 +59,16 @@ class NewSite:
         self.check_weights()
         labelled = (self.index["true_type"].notna() & ~self.index["conflicted"].astype(bool)).to_numpy()
         self.labelled = set(self.index["sha256"][labelled])
-        seen = dataset.trained_on(self.index, self.model.seen)
+        split = split_cells(self.recipe)
+        tests = split[(split["split"] == "test") & split["site"].isin(self.model.card.sites)]
+        seen = dataset.trained_on(self.index, pd.concat([self.model.seen, tests], ignore_index=True))
         judging = (splits.places(self.groups(), self.adapting.seed) < self.adapting.held_out).to_numpy()
         self.judged = self.index[judging & labelled & ~seen]
         self.candidates = set(self.index["sha256"][~judging & ~seen])
         if not self.candidates:
-            raise DataError("there is no cell to choose: all were trained on, or belong to patients that are held out")
+            raise DataError(
+                "there is no cell to choose: all were trained on, are home's test, or of patients that are held out"
+            )
         if min(budgets) <= 0:
             self.refuse_mix_alone()
         keep = {*self.judged["sha256"], *self.pool["sha256"]}

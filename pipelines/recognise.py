@@ -107,9 +107,12 @@ def recognise(
         todo = [{"shard": str(shard.absolute())} for shard in shards if shard.name not in there]
         done, num, started = len(shards) - len(todo), 0, time.monotonic()
         found = {"shards": len(todo), "there_before": done}
+        for row in todo:
+            _scale(Path(row["shard"]))  # a site without a file is told before anything starts
         if todo:
             start_ray(workers, 1)
-            ray.data.DataContext.get_current().enable_progress_bars = False
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars, context.raise_original_map_exception = False, True
             work = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
                 RecogniseShard,  # type: ignore[arg-type]  # Ray's own note says a class will do
                 fn_constructor_args=[str(p.absolute()) for p in (model, cells, out, sites.directory())],

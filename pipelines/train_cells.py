@@ -63,7 +63,21 @@ def write(
     # The validation cells chose the temperature, so they are no fair test either.
     seen = frame[frame["split"] != "test"]
     about = ["sha256", "site", "patient", "smear", "true_type", *network.characteristics]
-    seen[about].to_parquet(folder / SEEN_FILE, index=False)
+    before = seen_before(params.model.weights)
+    pd.concat([seen[about], *before]).drop_duplicates("sha256").to_parquet(folder / SEEN_FILE, index=False)
+
+
+def seen_before(weights: str) -> list[pd.DataFrame]:
+    """What another recogniser, from whose weights training begins, was trained on, as its folder beside them says."""
+    list_of_it = Path(weights).with_suffix("") / SEEN_FILE
+    if not weights.endswith(".safetensors") or not Path(weights).is_file():
+        return []
+    if list_of_it.is_file():
+        return [pd.read_parquet(list_of_it)]
+    print(
+        f"caution: there is no {list_of_it}, so cells of the test that {weights} were trained on are judged as new ones"
+    )
+    return []
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pipelines import training_loop
 from smearline import augmentation, frozen_norm, images, reader, recogniser, settings
+from smearline.errors import SettingsError
 
 RUNS = Path(".smearline/runs")
 
@@ -50,8 +51,17 @@ def fit(
         frame: `dataset.labelled_index` with `scale` (um/px) and `split`.
         stop: asked with each epoch's row; once it says yes, the run ends after the epoch that is under way then.
         label: stands before the lines of progress.
+
+    Raises:
+        SettingsError: there is no such backbone, or fewer GPUs than asked for.
+        ModelError: the initial weights are missing or do not fit.
     """
     types, characteristics = reader.trainable(frame[frame["split"] == "train"])
+    try:  # here, since a worker that fails is started again and again
+        network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
+    except RuntimeError as error:
+        raise SettingsError(f"model.backbone: timm has no '{params.model.backbone}' ({error})") from error
+    recogniser.load_initial_weights(network, params.model.weights)
     name = run_name(frame, params)
     storage = RUNS.resolve()
     cells = storage / f"{name}.cells.parquet"
@@ -59,6 +69,9 @@ def fit(
     frame.to_parquet(cells)
     (storage / f"{name}.stop").unlink(missing_ok=True)
     start_ray(params.train.workers, params.train.threads_per_worker)
+    asked, there = params.train.workers * params.train.gpus_per_worker, ray.cluster_resources().get("GPU", 0)
+    if asked > there:
+        raise SettingsError(f"train.gpus_per_worker: {asked:g} GPUs are asked for in all, and Ray sees {there:g}")
     trainer = TorchTrainer(
         training_loop.train_loop,
         train_loop_config={
@@ -168,9 +181,13 @@ def _kept_pages() -> dict[str, str]:
 
 
 def digest_of(params: settings.Settings) -> str:
-    """SHA-256 of the parameters that shape a training; the length of a search is not among them."""
+    """SHA-256 of the parameters that shape a training or a search; how long that is, and how many trials side by side, do not."""
     shaping = params.model_dump(
-        mode="json", exclude={"tune": {"trials"}, "adapt": True, "confidence": True, "evaluate": True}
+        mode="json",
+        exclude={
+            "tune": {"trials", "parallel"},
+            **dict.fromkeys(("adapt", "confidence", "evaluate", "diagnosis", "gate"), True),
+        },
     )
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 

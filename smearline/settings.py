@@ -13,12 +13,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_SEED = Field(ge=0, lt=2**31)
+
+
 class DataSettings(_Section):
     folder: Path
 
 
 class SplitSettings(_Section):
-    seed: int
+    seed: int = _SEED
     val: float = Field(ge=0, lt=1)
     test: float = Field(ge=0, lt=1)
     fold: int = Field(default=0, ge=0)
@@ -51,7 +54,7 @@ class ModelSettings(_Section):
 
 
 class TrainSettings(_Section):
-    seed: int
+    seed: int = _SEED
     workers: int = Field(ge=1)
     threads_per_worker: int = Field(ge=1)
     gpus_per_worker: float = Field(ge=0)
@@ -72,6 +75,10 @@ class TrainSettings(_Section):
         if self.batch_size % (self.workers * self.accumulate):
             parts = f"workers {self.workers} times accumulate {self.accumulate}"
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of {parts}")
+        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                f"{self.workers} workers cannot share a GPU: gpus_per_worker is 0 or 1, not {self.gpus_per_worker}"
+            )
 
 
 class TuneSettings(_Section):
@@ -80,11 +87,11 @@ class TuneSettings(_Section):
     parallel: int = Field(ge=1)
     workers: int = Field(ge=1)
     unpruned: int = Field(ge=1)
-    seed: int
+    seed: int = _SEED
 
 
 class AdaptSettings(_Section):
-    seed: int
+    seed: int = _SEED
     strength: float = Field(gt=0)
     home_cells: int = Field(ge=1)
     held_out: float = Field(ge=0, lt=1)
@@ -99,12 +106,12 @@ class ConfidenceSettings(_Section):
 
 
 class EvaluateSettings(_Section):
-    seed: int
+    seed: int = _SEED
     num_errors_shown: int = Field(ge=0, le=400)
 
 
 class DiagnosisSettings(_Section):
-    seed: int
+    seed: int = _SEED
     parts: tuple[Literal["differential", "characteristics", "embedding", "cbc"], ...] = Field(min_length=1)
     strength: float = Field(gt=0)
     min_cells: int = Field(ge=1)
@@ -116,7 +123,7 @@ class DiagnosisSettings(_Section):
 class GateSettings(_Section):
     margin: float = Field(gt=0, lt=0.5)
     diagnosis_margin: float = Field(ge=0, lt=1)
-    seed: int
+    seed: int = _SEED
 
 
 class Settings(_Section):

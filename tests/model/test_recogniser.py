@@ -224,3 +224,21 @@ def test_an_occlusion_map_finds_what_the_answer_hangs_on():
     certain = np.float32([[1.0, 1e-30, 0]] + [[1.0, 1e-12, 0]] * 49)
     assert occlusion.drop(certain, 0).min() == pytest.approx(18 * np.log(10), rel=1e-4), "the surest name has a map too"
     assert occlusion.png(crop, drop).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("backbone", ["lcnet_050", "mobilenetv3_small_050", "convnext_atto"])
+def test_a_backbone_is_as_wide_as_its_map(backbone: str):
+    own = recogniser.Recogniser(backbone, ("BLAST", "MONO"), {}, 16)
+    assert own(torch.rand(2, 3, 64, 64))[0].shape == (2, 2)
+
+
+def test_weights_of_the_hub_are_those_that_were_named(monkeypatch: pytest.MonkeyPatch):
+    own, asked = recogniser.Recogniser("lcnet_050.ra2_in1k", ("BLAST", "MONO"), {}, 16), list[str]()
+
+    def create(name: str, **_: object) -> torch.nn.Module:
+        asked.append(name)
+        return own.backbone
+
+    monkeypatch.setattr(recogniser.timm, "create_model", create)
+    recogniser.load_initial_weights(own, "hub")
+    assert asked == ["lcnet_050.ra2_in1k"]

@@ -23,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from flows.workspace import environment
-from pipelines import adapt, calibrate, learning_curve, new_site, training, tune
+from pipelines import adapt, calibrate, learning_curve, new_site, train_cells, training, tune
 from pipelines import cells as of_workspace
 from smearline import (
     confidence,
@@ -38,7 +38,7 @@ from smearline import (
     sources,
     splits,
 )
-from smearline.errors import DataError, ModelError
+from smearline.errors import DataError, ModelError, SettingsError
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -345,6 +345,58 @@ def test_where_no_validation_cell_can_judge_nothing_is_trained(
         learning_curve.learning_curve(tmp_path / "curve", [0.5, 1.0], 1, 1)
 
 
+def test_a_trial_that_failed_is_tried_again(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tried: list[float] = []
+
+    def fit(frame: pd.DataFrame, params: settings.Settings, *_: object) -> training.Trained:
+        tried.append(params.train.lr)
+        if len(tried) == 1:
+            raise OSError("the disk is full")
+        return training.Trained({}, [{"epoch": float(e + 1), tune._METRIC: 0.5} for e in range(params.tune.epochs)])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "split_cells", lambda _: frame)
+    monkeypatch.setattr(training, "start_ray", lambda *_: None)
+    monkeypatch.setattr(training, "fit", fit)
+    given = settings.check(
+        settings.overlaid(parameters().model_dump(mode="json"), {"tune": {"trials": 2, "parallel": 1}}), "test"
+    )
+    with pytest.raises(OSError, match="the disk is full"):
+        tune.search(given)
+    tune.search(given)
+    assert tried[:2] == [given.train.lr] * 2 and len(tried) == 3, "params.yaml's own values are the first to be judged"
+
+
+def test_what_cannot_be_trained_is_said_before_a_worker_starts(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "start_ray", lambda *_: None)
+    monkeypatch.setattr(training.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    base = parameters(workers=1).model_dump(mode="json")
+    for section, change, error, why in (
+        ("model", {"backbone": "resnet_eighteen"}, SettingsError, "timm has no 'resnet_eighteen'"),
+        ("model", {"weights": "gone.pth"}, ModelError, r"no file gone\.pth"),
+        ("train", {"gpus_per_worker": 1}, SettingsError, "1 GPUs are asked for in all, and Ray sees 0"),
+    ):
+        with pytest.raises(error, match=why):
+            training.fit(frame, settings.check(settings.overlaid(base, {section: change}), "test"))
+    with pytest.raises(SettingsError, match="2 workers cannot share a GPU"):
+        settings.check(settings.overlaid(base, {"train": {"workers": 2, "gpus_per_worker": 0.5}}), "test")
+    with pytest.raises(SettingsError, match=r"train\.seed"):
+        settings.check(settings.overlaid(base, {"train": {"seed": -1}}), "test")
+
+
+def test_what_the_first_weights_were_trained_on_is_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "first.safetensors").touch()
+    assert train_cells.seen_before(str(tmp_path / "first.safetensors")) == []
+    assert "are judged as new ones" in capsys.readouterr().out
+    (tmp_path / "first").mkdir()
+    pd.DataFrame({"sha256": ["a"]}).to_parquet(tmp_path / "first" / recognition.SEEN_FILE)
+    [seen] = train_cells.seen_before(str(tmp_path / "first.safetensors"))
+    assert seen["sha256"].tolist() == ["a"] and train_cells.seen_before("none") == []
+
+
 def test_a_run_ends_where_it_is_told_to(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     asked: list[float] = []
@@ -394,7 +446,15 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     labels = cells / "labels"
     shutil.move(labels, tmp_path / "kept")
     labels.mkdir()
-    monkeypatch.chdir(workspace)  # without any label, only the site's mix of types is learned
+    monkeypatch.chdir(workspace)
+    own = settings.load()
+    drawn_otherwise = own.model_copy(update={"adapt": own.adapt.model_copy(update={"seed": 8})})
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="are home's test"):
+        patched.setattr(new_site.settings, "load", lambda: drawn_otherwise)
+        adapt.adapt(Path("models/recogniser"), Path("data"), [5], tmp_path / "home")
+    with pytest.raises(DataError, match="is a recogniser: several budgets"):
+        adapt.adapt(Path("models/recogniser"), cells, [5, 9], workspace / "models" / "recogniser")
+    # Without any label, only the site's mix of types is learned.
     unlabelled = adapt.adapt(Path("models/recogniser"), cells, [0], tmp_path / "mixed")[0]
     mixed = recognition.RecognitionModel(tmp_path / "mixed").card.confidence
     assert mixed is not None and set(mixed.offsets) == {"sim_north", "sim_south", "sim_east"}
