@@ -332,8 +332,8 @@ def _adaptation(result: dict[str, Any]) -> list[str]:
     rows = result["rows"]
     said = (
         "The recogniser of PBC alone at JHU, before and after `smearline adapt`: with the site's mix of types estimated "
-        "without labels, and with labelled cells that the platform chose; "
-        f"{rows[0]['cells']:,} cells of {rows[0]['patients']} patients judge, whose cells are never chosen "
+        f"without labels, and with labelled cells that the platform chose; {rows[0]['cells']:,} cells of {rows[0]['patients']} "
+        "patients judge (the ten types: those of the table above), whose cells are never chosen "
         f"(`python -m bench.adaptation .work/cross-pbc .work/real-full`; {_made(result)}):"
     )
     head = [
