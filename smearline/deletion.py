@@ -55,7 +55,7 @@ def forget(
         his, others = _smears(directory, site, patient)
         his |= set(smears)
         people = {dataset.person(site, "patient", patient)}
-        if not (known or his or others or people <= dataset.Forgotten(directory).people):
+        if not (known or his or people <= dataset.Forgotten(directory).people):
             raise DataError(f"{directory} knows no patient '{patient}' at site '{site}'")
         people |= {dataset.person(site, "smear", smear) for smear in his - others if smear}
         written = [{"person": who, "deleted_at": now, "reason": reason} for who in sorted(people)]
@@ -94,7 +94,7 @@ def compact(directory: Path, progress: Callable[[int, int], object] = lambda *_:
 
 
 def _smears(directory: Path, site: str, patient: str) -> tuple[set[str | None], set[str | None]]:
-    """(his, those that another patient has) of all smears that a table or shard of the site names, None among them."""
+    """(his, other patients') of the smears that a table or shard of the site names, None among them."""
     his: set[str | None] = set()
     others: set[str | None] = set()
     tables = [table for _, table in dataset.shard_tables(directory, _WHOSE)]
@@ -103,7 +103,7 @@ def _smears(directory: Path, site: str, patient: str) -> tuple[set[str | None], 
         mine = table.filter(pc.and_(pc.equal(table["site"], site), pc.is_valid(table["patient"])))
         for row in mine.group_by(["patient", "smear"]).aggregate([]).to_pylist():
             (his if row["patient"] == patient else others).add(row["smear"])
-    return his, others & his
+    return his, others
 
 
 def _finish(directory: Path) -> dict[str, int]:

@@ -207,6 +207,17 @@ def test_an_image_that_names_his_smear_alone_is_his(made, tmp_path: Path):
     assert len(dataset.index(data)) == 2
 
 
+@pytest.mark.mission("deleting one patient leaves another's images")
+def test_a_smear_that_the_case_store_alone_has_as_his_stays_the_other_patients(made, tmp_path: Path):
+    data, _ = made
+    put(tmp_path / "more" / "late.jpg", picture(70))
+    put(tmp_path / "more" / "labels.csv", "file,type,smear\nlate.jpg,blast,SB")
+    importing.import_source(FOLDER, tmp_path / "more", sites.load("lab"), data)
+    done = deletion.forget(data, "lab", name("A"), "asked", NOW, smears={name("SB", "smear")}, known=True)
+    assert (done["images"], done["count_values"], done["shared_smears"]) == (2, 1, 1)
+    assert len(dataset.index(data)) == 3
+
+
 def test_a_patient_whom_only_the_case_store_knows_is_kept_out_too(made, tmp_path: Path):
     data, _ = made
     assert (
