@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -168,20 +169,18 @@ def forget(
     names = [pseudonyms.pseudonym(pseudonyms.key(place), site, "patient", patient), patient]
     home = service or Path(data.resolve().parent, os.environ.get("SMEARLINE_HOME") or ".smearline/service")
     cases = outside("serving.cases") if service or _has_cases(home) else None
-    store, found = cases.CaseStore(home=home) if cases else None, dict[str, int]()
+    store, found = cases.CaseStore(home=home) if cases else None, Counter[str]()
     unknown: DataError | None = None
-    for name in names:
+    for name in names:  # both: he may have been sent by his pseudonym, which the service made another of
         known = store.smears_of(site, name) if store else None
         try:
-            found = deletion.forget(data, site, name, reason, now, smears=known or (), known=known is not None)
-            unknown = None
+            found.update(deletion.forget(data, site, name, reason, now, smears=known or (), known=known is not None))
         except DataError as error:
             unknown = unknown or error
+            continue
         if store:
-            found |= store.forget(site, name, dataset.Forgotten(data))
-        if any(found.values()) or not unknown:
-            break
-    else:
+            found.update(store.forget(site, name, dataset.Forgotten(data)))
+    if not found:
         raise DataError(
             f"nobody was deleted: {unknown}" + (", and the case store knows no such patient either" if cases else "")
         )

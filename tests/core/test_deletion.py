@@ -1,5 +1,7 @@
 """A patient who is deleted is gone everywhere, stays gone, and whatever is killed half-way is ended by the next command."""
 
+import hashlib
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import picture, put
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from serving.cases import Answer, Case, CaseStore, case_of
 from smearline import cbc, cli, dataset, deletion, importing, integrity, pseudonyms, sites, sources, stats
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -166,12 +169,43 @@ def test_the_command_says_where_it_found_no_case_store(made, monkeypatch: pytest
     said = CliRunner().invoke(cli.app, given)
     assert said.exit_code == 0, said.output
     assert "images 2" in said.output and "no case store at" in said.output
-    from serving.cases import CaseStore
-
     monkeypatch.setenv("SMEARLINE_STORE", f"sqlite:///{data.parent / 'elsewhere.sqlite'}")
     CaseStore(home=data.parent / "home")
     said = CliRunner().invoke(cli.app, [*given[:1], "B", *given[2:], "--service", str(data.parent / "home")])
     assert said.exit_code == 0 and "cases 0" in said.output and "no case store" not in said.output
+
+
+def send(store: CaseStore, patient: str, smear: str, seed: int) -> None:
+    """A case of one picture, as the service keeps it."""
+    row = dict.fromkeys(dataset.CELLS.names) | {
+        "image": picture(seed),
+        "site": "lab",
+        "patient": patient,
+        "smear": smear,
+    }
+    row["sha256"] = hashlib.sha256(row["image"]).hexdigest()
+    said = pa.table({name: [row[name]] for name in ("sha256", "patient", "smear")})
+    said = said.append_column("predicted_type", pa.array(["BLAST"]))
+    answer = Answer(uuid.uuid4().hex[:24], "recognise", "0123", "real", "scanner", NOW, None, b"{}")
+    store.add(Case(case_of("lab", smear), "lab", smear, patient), answer, said, [row])
+
+
+def forget(data: Path, patient: str) -> Result:
+    given = ["forget", patient, "--site", "lab", "--reason", "asked", "--data", str(data)]
+    return CliRunner().invoke(cli.app, given)
+
+
+@pytest.mark.mission("a deletion that says it was done was done")
+def test_who_was_sent_by_his_pseudonym_goes_under_both_names_and_another_ones_rest_is_not_taken_for_him(made):
+    data, _ = made
+    store = CaseStore(home=data.parent / ".smearline/service")
+    send(store, name(name("A")), name(name("SA", "smear"), "smear"), 0)
+    said = forget(data, name("A"))
+    assert said.exit_code == 0 and "images 2" in said.output and "cases 1" in said.output, said.output
+    assert of_patient(data) == []
+    send(store, name("A"), name("SA", "smear"), 5)  # the service takes his smear again
+    assert "nobody was deleted" in str(forget(data, "nobody").exception)
+    assert "images 2" in forget(data, name("B")).output and of_patient(data, "B") == []
 
 
 def test_blood_counts_of_a_patient_without_images_go_too(made):
