@@ -115,14 +115,14 @@ def _take_site(site: str, signed: list[SignedCase], data: Path, there: set[str])
                         writer.add(row | whose[row["sha256"]])  # the patient may have been named later
     labels = [row for case in cases for row in _labels(case) if row["sha256"] not in missing]
     said = {(row["sha256"], row["name"], row["source"]): row["value"] for row in labels}
-    again = {(row["sha256"], row["source"]) for row in labels}
+    again = {_source(case) for case in cases}
 
     def withdrawn(old: Any) -> bool:
         """A case that is signed again says what it says now, and nothing of what it said before. What another case says of the
         same picture stays: then the two are in conflict."""
-        return (old.sha256, old.source) in again and said.get((old.sha256, old.name, old.source)) != old.value
+        return old.source in again and said.get((old.sha256, old.name, old.source)) != old.value
 
-    dataset.merge_labels(data, site, pa.Table.from_pylist(labels, schema=dataset.LABELS), withdrawn)
+    dataset.merge_labels(data, site, pa.Table.from_pylist(labels, schema=dataset.LABELS), withdrawn, named)
     path, of_smear = data / "labels" / f"patients-{site}.parquet", ["site", "patient", "smear"]
     known = {tuple(row[k] for k in of_smear): row for row in pq.read_table(path).to_pylist()} if path.exists() else {}
     diagnosed = [_patient(case, known) for case in cases if case.patient and case.diagnosis]
@@ -145,12 +145,16 @@ def _take_site(site: str, signed: list[SignedCase], data: Path, there: set[str])
     return found
 
 
+def _source(case: SignedCase) -> str:
+    return f"review of {case.case_id}"
+
+
 def _labels(case: SignedCase) -> Iterator[dict[str, Any]]:
     """Rows of LABELS: the type of every cell, as confirmed or overridden, and what characteristics the reviewer set.
 
     A cell that the model left unidentified, and to which the reviewer gave no type, gets none by the sign-off."""
     by = {"labelled_by": case.reviewer, "labelled_at": case.signed_at, "role": "reference"}
-    by |= {"source": f"review of {case.case_id}", "vocabulary": vocabulary.load().version, "conflicted": False}
+    by |= {"source": _source(case), "vocabulary": vocabulary.load().version, "conflicted": False}
     for cell in case.cells:
         for name, value in {**({"type": cell.type} if cell.looked_at else {}), **cell.characteristics}.items():
             yield {"sha256": cell.sha256, "name": name, "value": value, "source_label": value, **by}

@@ -129,6 +129,20 @@ def test_cut_off_anywhere_and_run_again_nothing_stands_twice(space: Workspace, m
     assert found[f"{7000:064x}"] == "PROMYELO"
 
 
+def test_a_case_that_is_signed_again_takes_back_what_it_no_longer_says(space: Workspace):
+    """A newer version leaves the cell unidentified, and the reviewer gives it no type."""
+    store, row, case_id = CaseStore(home=space.service), cell(7000, "lab", "p-new", "s-new"), case_of("lab", "s-new")
+    for version, value in (("1", "MONO"), ("2", None)):
+        said = {"sha256": [row["sha256"]], "predicted_type": [value or "EOS"], "named": [value is not None]}
+        answer = Answer(version, "recognise", version, "real", "scanner", datetime.now(UTC), None, b"{}")
+        store.add(Case(case_id, "lab", "s-new", "p-new"), answer, pa.table(said), [row])
+        sign_off = {"reviewer": "dr", "at": datetime.now(UTC).isoformat(), "comment": None}
+        store.review(case_id, b"{}", (), sign_off, answer_id=version)
+        assert run(space).is_completed()
+        found = dataset.read_labels(space.folder / "data").query(f"sha256 == '{7000:064x}'")
+        assert found["value"].tolist() == [value] * (value is not None)
+
+
 def test_two_cases_that_name_one_picture_differently_are_in_conflict_and_neither_vanishes(space: Workspace):
     for smear, said in (("s-one", "BLAST"), ("s-two", "LYMPH")):
         signed(space, {f"{7000:064x}": said}, smear=smear)
