@@ -16,13 +16,11 @@ from typing import Any
 
 import yaml
 
-from smearline import plain_json
+from smearline import dataset, plain_json
 from smearline.errors import SmearlineError
 
 PRODUCT = Path(__file__).resolve().parents[1]
 STATE = Path(".smearline")
-VERSIONED = ("cells", "labels", "cbc", "quarantine.parquet")
-"""What of a data set DVC versions."""
 
 
 class FlowError(SmearlineError):
@@ -72,7 +70,7 @@ class Workspace:
     def add_data(self, data: Path) -> list[Path]:
         """`dvc add` of what the data set at `data`, relative to the workspace, holds. Returns what to commit: the pointers and
         the file that hides the bytes from git."""
-        there = [data / name for name in VERSIONED if (self.folder / data / name).exists()]
+        there = [data / name for name in dataset.VERSIONED if (self.folder / data / name).exists()]
         self.run("dvc", "add", "-q", *map(str, there))
         self.data_changed(data)  # notes which version the data are
         return [data / ".gitignore", *(Path(f"{path}.dvc") for path in there)]
@@ -81,27 +79,39 @@ class Workspace:
         """Whether what lies there is no version yet.
 
         Raises:
-            BehindVersion: the pointers are not those that the data here were last a version of, as after `git pull`; a version made
-                now would bring back what is old.
+            BehindVersion: what lies there is older than its pointer, as after `git pull`; a version made now would bring it back.
         """
-        there = [data / name for name in VERSIONED if (self.folder / data / name).exists()]
-        pointers = {f"{data}/{name}": self.folder / data / f"{name}.dvc" for name in VERSIONED}
+        there = {f"{data}/{name}" for name in dataset.VERSIONED if (self.folder / data / name).exists()}
+        pointers = {f"{data}/{name}": self.folder / data / f"{name}.dvc" for name in dataset.VERSIONED}
         now = {
             name: yaml.safe_load(path.read_text())["outs"][0]["md5"] for name, path in pointers.items() if path.exists()
         }
         found = {name: what for name, what in self.differing().items() if name in now}
         kept = self.folder / STATE / "data-version.json"
-        if all(str(path) in now for path in there) and set(found.values()) <= {"deleted"}:
-            if there and not found:
-                kept.parent.mkdir(exist_ok=True)
-                plain_json.write(kept, now)
-            return False
-        if kept.exists() and plain_json.read(kept) != now:
+        noted = plain_json.read(kept) if kept.exists() else {}
+        here = noted | {name: now[name] for name in now.keys() - found.keys()}
+        if here != noted:
+            kept.parent.mkdir(exist_ok=True)
+            plain_json.write(kept, here)
+        if there <= now.keys() and set(found.values()) <= {"deleted"}:
+            return bool(self.git("status", "--porcelain", "--", *map(str, pointers.values())))  # not committed yet
+        older = [name for name in found if (noted[name] != now[name] if name in noted else self._was_a_version(name))]
+        if older:
             raise BehindVersion(
-                f"the pointers of {data} are of another version than the data here (git pull?), so nothing was made a version: "
+                f"{', '.join(older)}: older than the pointers (git pull?), so nothing was made a version: "
                 f"dvc checkout {data}/*.dvc (dvc pull), then run this again"
             )
         return True
+
+    def _was_a_version(self, name: str) -> bool:
+        """Whether a pointer in git's history was of the data that lie at `name` now."""
+        from dvc.repo import Repo
+
+        with Repo(str(self.folder)) as repo:
+            (out,) = repo.find_outs_by_path(str(self.folder / name))
+            return out.exists and bool(
+                self.git("log", "--all", "-1", "--format=%h", f"-S{out.get_hash().value}", "--", f"{name}.dvc")
+            )
 
     def differing(self) -> dict[str, str]:
         """The data (no stage's outs) that are not what their pointers say, by path: 'deleted', 'modified' or 'new'.

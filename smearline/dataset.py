@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 from smearline import vocabulary
 from smearline.errors import DataError
 
+VERSIONED = ("cells", "labels", "cbc", "quarantine.parquet")
+"""What of it DVC versions, all of it together."""
 SHARD_BYTES = 128_000_000
 LABEL_PART = 8192
 """Images whose labels stand in one table: what a day adds or a relabelling touches is written anew, and no more."""

@@ -140,7 +140,7 @@ def _shard(path: Path, directory: Path, version: Version, decode: bool) -> tuple
     if decode and (problem := _undecodable(path, name, version.remedy(directory, name), rows)):
         return problem, rows
     if version.md5 and name not in version.md5:
-        remedy = "it was imported since: python -m flows ingest, or dvc add data/cells and git commit"
+        remedy = f"it was imported since: {_add(directory)}"
         return Finding("unversioned", name, "no version has it", remedy, _smears(rows)), rows
     return None, rows
 
@@ -177,11 +177,16 @@ def _table(directory: Path, name: str, version: Version) -> Finding | None:
     if not version.md5 or _md5(path) == version.md5.get(name):
         return None
     # Tables may change: it reads well, and only who changed it knows whether that was meant.
-    out = directory / name.split("/")[0]
-    remedy = f"dvc add {out} and git commit (python -m flows ingest does both)"
+    remedy = _add(directory)
     if name in version.md5:
         remedy += f"; where nobody labelled, imported or deleted anything since the version: {version.remedy(directory, name)}"
     return Finding("unversioned", name, "it has changed since the version, and reads well", remedy)
+
+
+def _add(directory: Path) -> str:
+    """What makes a version of all that is here: a part of a deletion is none."""
+    there = [shlex.quote(str(directory / name)) for name in dataset.VERSIONED if (directory / name).exists()]
+    return f"dvc add {' '.join(there)} and git commit (python -m flows ingest does both)"
 
 
 def _missing(directory: Path, name: str, version: Version, whole: pa.Table) -> Finding:
@@ -190,7 +195,7 @@ def _missing(directory: Path, name: str, version: Version, whole: pa.Table) -> F
     if name.startswith("cells/") and "/deleted/" not in name and (copy := version.good_copy(name)):
         rows = dataset.without(dataset.without(_rows(copy), whole["sha256"]), _deleted(directory))
         if not len(rows):
-            remedy = f"it was compacted since: dvc add {directory / 'cells'} and git commit (python -m flows ingest does both)"
+            remedy = f"it was compacted since: {_add(directory)}"
             return Finding("unversioned", name, "its images stand in another shard, or were deleted", remedy)
     return Finding(
         "missing", name, "the version has it, the folder does not", version.remedy(directory, name), _smears(rows)

@@ -161,6 +161,43 @@ def test_after_a_git_pull_without_a_dvc_pull_the_data_are_behind(space: Workspac
     assert (space.folder / ".smearline" / "data-version.json").read_text() == record
 
 
+@pytest.mark.mission("a deletion that was pulled is not undone, though DVC alone fetched the data before")
+def test_data_of_an_earlier_version_are_behind_though_nothing_was_noted(space: Workspace):
+    data = space.folder / "data"
+    space.commit("first", *space.add_data(DATA))
+    shutil.copytree(data, space.folder.parent / "old data")
+    deletion.forget(data, "lab", "lab-p1", "asked for it", datetime.now(UTC))
+    space.commit("forgotten, elsewhere", *space.add_data(DATA))
+    for name in ("cells", "labels"):  # a second clone, whose first version `dvc pull` brought
+        shutil.rmtree(data / name)
+        shutil.copytree(space.folder.parent / "old data" / name, data / name)
+    (space.folder / ".smearline" / "data-version.json").unlink()
+    found = json.loads(command(space, "verify", "--json").stdout)
+    assert [f["kind"] for f in found if f["kind"] in ("behind", "unversioned", "missing")] == ["behind"]
+    with pytest.raises(FlowError, match=r"data/cells, data/labels.*dvc checkout"):
+        space.data_changed(DATA)
+    space.run("dvc", "checkout", "-q")
+    (shard,) = (data / "cells").glob("second-*.parquet")
+    shard.unlink()  # what no version had is a change
+    assert space.data_changed(DATA)
+
+
+@pytest.mark.mission("a deletion of which a part was committed goes on, and is not called behind")
+def test_a_deletion_that_was_half_committed_is_still_to_be_committed(space: Workspace):
+    space.commit("first", *space.add_data(DATA))
+    deletion.forget(space.folder / "data", "lab", "lab-p1", "asked for it", datetime.now(UTC))
+    found = json.loads(command(space, "verify", "--json").stdout)
+    assert found and all("dvc add data/cells data/labels and git commit" in f["remedy"] for f in found)
+    space.run("dvc", "add", "-q", "data/cells")
+    space.commit("a half", "data/cells.dvc")
+    assert space.data_changed(DATA)
+    assert {f["kind"] for f in json.loads(command(space, "verify", "--json").stdout)} == {"unversioned"}
+    space.add_data(DATA)  # and killed
+    assert space.data_changed(DATA)
+    space.commit("whole", *space.add_data(DATA))
+    assert not space.data_changed(DATA)
+
+
 def test_data_that_changed_are_seen_though_the_cache_is_empty_and_so_is_a_table_that_is_gone(space: Workspace):
     space.commit("first", *space.add_data(DATA))
     shutil.rmtree(space.folder / ".dvc" / "cache")
