@@ -163,8 +163,9 @@ def _labels(case: SignedCase) -> Iterator[dict[str, Any]]:
 def _patient(case: SignedCase, known: Mapping[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
     """A row of PATIENTS: what is known of the patient stays, the diagnosis is the reviewer's."""
     row = known.get((case.site, case.patient, case.smear), {"age": None, "sex": None})
-    said = {"diagnosis": case.diagnosis, "source_diagnosis": case.diagnosis, "origin": sites.load(case.site).origin}
-    return {**row, "site": case.site, "patient": case.patient, "smear": case.smear, **said}
+    said = {"diagnosis": case.diagnosis, "source_diagnosis": case.diagnosis, "source": _source(case)}
+    whose = {"site": case.site, "patient": case.patient, "smear": case.smear, "origin": sites.load(case.site).origin}
+    return {**row, **whose, **said}
 
 
 @task(cache_policy=NO_CACHE)

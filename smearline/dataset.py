@@ -76,6 +76,7 @@ PATIENTS = pa.schema(
         ("age", pa.float64()),
         ("sex", pa.string()),
         ("origin", pa.string()),
+        ("source", pa.string()),  # the review that the diagnosis is of, null: an imported table
     ]
 )
 QUARANTINE = pa.schema(

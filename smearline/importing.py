@@ -52,6 +52,7 @@ class ImportReport:
     other_identity: int = 0
     other_scale: int = 0
     unread_ages: int = 0
+    reviewed_otherwise: int = 0
     ignored_columns: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -64,6 +65,9 @@ class ImportReport:
             f"table rows without an image here: {self.rows_without_image}": self.rows_without_image,
             f"labels corrected: {self.relabelled}": self.relabelled,
             f"patients whose age is no number of years, and is left out: {self.unread_ages}": self.unread_ages,
+            f"diagnoses that a reviewer signed off otherwise, whose word stands: {self.reviewed_otherwise}": (
+                self.reviewed_otherwise
+            ),
             f"columns that mean nothing here: {', '.join(self.ignored_columns)}": self.ignored_columns,
             f"blood counts: {self.count_values} values": self.count_values,
             f"blood counts corrected: {self.corrected_counts} values": self.corrected_counts,
@@ -297,7 +301,11 @@ class _Import:
                 progress(min(start + _BLOCK, len(paths)), len(paths))
         self.report.unread_ages = len(ageless)
         for whom, row in patients.items():  # what is not said now stays as it was
-            row |= {k: v for k, v in old.get(whom, {}).items() if row.get(k) is None}
+            was = old.get(whom, {})
+            if was.get("source"):  # and so does a reviewer's word
+                self.report.reviewed_otherwise += row["diagnosis"] not in (None, was["diagnosis"])
+                row |= {"diagnosis": None, "source_diagnosis": None}
+            row |= {k: v for k, v in was.items() if row.get(k) is None}
         dataset.merge_rows(table, patients.values(), dataset.PATIENTS, ["site", "patient", "smear"], keep="last")
         mine = pa.Table.from_pylist([dict(zip(_FILE, file, strict=True)) for file in files], schema=dataset.FILES)
         mine = mine.set_column(0, "folder", pa.array([self.folder] * len(mine), pa.string()))

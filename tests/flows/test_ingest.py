@@ -11,8 +11,8 @@ from tiny import cell
 
 from flows import audit, ingest
 from flows.workspace import FlowError, Workspace
-from serving.cases import Answer, Case, CaseStore, case_of
-from smearline import cbc, dataset, deletion
+from serving.cases import Answer, Case, CaseStore, SignedCase, case_of
+from smearline import cbc, dataset, deletion, importing, pseudonyms, sites, sources
 
 pytest_plugins = ["tiny_fixtures"]
 
@@ -141,6 +141,34 @@ def test_a_case_that_is_signed_again_takes_back_what_it_no_longer_says(space: Wo
         assert run(space).is_completed()
         found = dataset.read_labels(space.folder / "data").query(f"sha256 == '{7000:064x}'")
         assert found["value"].tolist() == [value] * (value is not None)
+
+
+@pytest.mark.mission("what a reviewer signed off is not overwritten by the inbox")
+def test_a_reviewers_diagnosis_stands_against_the_inbox_and_a_table_corrects_its_own(
+    tmp_path: Path, sites_folder: Path
+):
+    raw, data, lab = tmp_path / "raw", tmp_path / "data", sites.load("lab")
+    put(raw / "0.jpg", picture(0))
+    put(raw / "labels.csv", "file,type,patient,smear\n0.jpg,blast,A,SA")
+
+    def imported(said: str) -> tuple[importing.ImportReport, list[list[str]]]:
+        put(raw / "patients.csv", f"patient,smear,diagnosis,age\nA,SA,{said},60")
+        report = importing.import_source(sources.load("folder"), raw, lab, data)
+        rows = pd.read_parquet(data / "labels/patients-lab.parquet")
+        return report, rows[["diagnosis", "source_diagnosis", "age"]].to_numpy().tolist()
+
+    assert imported("MDS")[1] == [["MDS", "MDS", 60]] and imported("healthy")[1] == [["HEALTHY", "healthy", 60]]
+    whose = {
+        kind: pseudonyms.pseudonym(pseudonyms.key(lab), "lab", kind, who)
+        for kind, who in (("patient", "A"), ("smear", "SA"))
+    }
+    case = SignedCase("c", "lab", **whose, reviewer="dr", signed_at=NOW, number=1, diagnosis="AML", cells=(),
+                      counts=cbc.COUNTS.empty_table(), shards=())  # fmt: skip
+    ingest.take_cases.fn([case], data)
+    for said, contradicts in (("MDS", 1), ("AML", 0)):
+        report, rows = imported(said)
+        assert (report.reviewed_otherwise, rows) == (contradicts, [["AML", "AML", 60]])
+        assert ("a reviewer signed off otherwise" in str(report)) == contradicts
 
 
 def test_two_cases_that_name_one_picture_differently_are_in_conflict_and_neither_vanishes(space: Workspace):
