@@ -347,6 +347,12 @@ class CaseStore:
         rows = self._rows(query)
         return {row["smear"] for row in rows if row["smear"]} if rows else None
 
+    def images_of(self, site: str, patient: str) -> dict[str, str | None]:
+        """The images of a patient's cases by SHA-256, and the smear that each was sent as."""
+        query = sa.select(ANSWERS.c.cells, CASES.c.smear).join(CASES, ANSWERS.c.case_id == CASES.c.case_id)
+        rows = self._rows(query.where(CASES.c.site == site, CASES.c.patient == patient))
+        return {sha256: row["smear"] for row in rows for sha256 in _table(row["cells"])["sha256"].to_pylist()}
+
     def forget(self, site: str, patient: str, forgotten: dataset.Forgotten) -> dict[str, int]:
         """Delete all that is kept of a patient (a pseudonym), and what names no patient but a smear that was forgotten: cases,
         answers, overrides, sign-offs, idempotency keys, images, and the cells in the inference log. Returns counts. Killed, it is

@@ -165,16 +165,18 @@ def forget(
 
     from smearline import dataset, deletion, pseudonyms, sites
 
-    data, place, now = _set(data), sites.load(site), datetime.now(UTC)
-    names = [pseudonyms.pseudonym(pseudonyms.key(place), site, "patient", patient), patient]
+    data, key, now = _set(data), pseudonyms.key(sites.load(site)), datetime.now(UTC)
+    once = pseudonyms.pseudonym(key, site, "patient", patient)
+    names = [once, patient, pseudonyms.pseudonym(key, site, "patient", once)]
     home = service or Path(data.resolve().parent, os.environ.get("SMEARLINE_HOME") or ".smearline/service")
     cases = outside("serving.cases") if service or _has_cases(home) else None
     store, found = cases.CaseStore(home=home) if cases else None, Counter[str]()
     unknown: DataError | None = None
-    for name in names:  # both: he may have been sent by his pseudonym, which the service made another of
-        known = store.smears_of(site, name) if store else None
+    for name in names:  # all: he may have been sent by his pseudonym, which the service made another of
+        smears, images = (store.smears_of(site, name), store.images_of(site, name)) if store else (None, {})
+        known, his = smears is not None, smears or ()
         try:
-            found.update(deletion.forget(data, site, name, reason, now, smears=known or (), known=known is not None))
+            found.update(deletion.forget(data, site, name, reason, now, smears=his, images=images, known=known))
         except DataError as error:
             unknown = unknown or error
             continue

@@ -3,7 +3,7 @@ killed: it is run again. Whose a row is, and what old versions and remotes keep:
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,14 @@ def forget(
     now: datetime,
     *,
     smears: Collection[str] = (),
+    images: Mapping[str, str | None] = {},
     known: bool = False,
 ) -> dict[str, int]:
     """Delete a patient, by pseudonym, from the current version of a data set, and take in nothing of his any more.
 
     Args:
         smears: of his that others know of (the case store); pseudonyms.
+        images: those that they know as his (SHA-256), and the smear of each; one that names no patient here is his.
         known: whether others know him, so that he is written down though the data set does not.
 
     Returns:
@@ -54,13 +56,15 @@ def forget(
     with only_one(directory):
         his, others = _smears(directory, site, patient)
         his |= set(smears)
-        people = {dataset.person(site, "patient", patient)}
+        him = dataset.person(site, "patient", patient)
+        people = {him}
         if not (known or his or people <= dataset.Forgotten(directory).people):
             raise DataError(f"{directory} knows no patient '{patient}' at site '{site}'")
         people |= {dataset.person(site, "smear", smear) for smear in his - others if smear}
         written = [{"person": who, "deleted_at": now, "reason": reason} for who in sorted(people)]
         dataset.merge_rows(dataset.deleted_path(directory, "people"), written, dataset.PEOPLE, ["person"])
-        return {**_finish(directory), "shared_smears": len({smear for smear in his & others if smear})}
+        copies = {sha256: him for sha256, smear in images.items() if not smear or smear not in others}
+        return {**_finish(directory, copies), "shared_smears": len({smear for smear in his & others if smear})}
 
 
 def compact(directory: Path, progress: Callable[[int, int], object] = lambda *_: None) -> dict[str, int]:
@@ -106,15 +110,16 @@ def _smears(directory: Path, site: str, patient: str) -> tuple[set[str | None], 
     return his, others
 
 
-def _finish(directory: Path) -> dict[str, int]:
-    """Write down the images of everybody who was forgotten, and take them and their rows out of every table; how many went."""
+def _finish(directory: Path, copies: Mapping[str, str] = {}) -> dict[str, int]:
+    """Write down the images of everybody who was forgotten, and take them and their rows out of every table; how many went.
+    `copies`: images of which others have a copy that is one of these people's, and whose."""
     path = dataset.deleted_path(directory, "people")
     told = pq.read_table(path, schema=dataset.PEOPLE).to_pylist() if path.exists() else []
     forgotten, known = dataset.Forgotten(directory), set(dataset.deleted(directory))
     new: list[dict[str, Any]] = []
     if told:
         why = {row["person"]: {"deleted_at": row["deleted_at"], "reason": row["reason"]} for row in told}
-        copies = _copies(directory, forgotten)
+        copies = {**copies, **_copies(directory, forgotten)}
         for _, table in dataset.shard_tables(directory, ["sha256", *_WHOSE]):
             nobodys = pc.and_(pc.is_null(table["patient"]), pc.is_in(table["sha256"], pa.array(copies, pa.string())))
             for row in table.filter(pc.or_(nobodys, pa.array(_of_people(table, forgotten)))).to_pylist():

@@ -123,7 +123,7 @@ def test_killed_after_any_write_it_is_ended_by_forget_again_or_by_compact(made, 
 def test_each_deletion_keeps_its_own_reason(made, monkeypatch: pytest.MonkeyPatch):
     data, _ = made
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(deletion, "_finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(deletion, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         deletion.forget(data, "lab", name("A"), "asked for it", NOW)
     patients = dataset.index(data, ["sha256", "patient"]).set_index("sha256")["patient"]
     deletion.forget(data, "lab", name("B"), "no consent", NOW)
@@ -277,3 +277,22 @@ def test_a_picture_whose_copy_names_him_is_his(made, tmp_path: Path):
     assert len(dataset.index(data)) == before - 1
     gone = pd.read_parquet(data / "cells" / "deleted" / "images.parquet")
     assert "asked" in set(gone["reason"]) and len(gone) == 1
+
+
+@pytest.mark.mission("a patient's picture goes though only the service knows whose it is")
+def test_a_picture_that_only_the_service_knows_to_be_his_is_his_unless_its_smear_is_anothers(made, tmp_path: Path):
+    data, _ = made
+    for i, smear in enumerate(["", "", "SB"]):
+        put(tmp_path / "more" / f"{i}.jpg", picture(90 + i))
+        with (tmp_path / "more" / "labels.csv").open("a") as file:
+            file.write(f"{'' if i else 'file,type,smear'}\n{i}.jpg,blast,{smear}")
+    importing.import_source(FOLDER, tmp_path / "more", sites.load("lab"), data)
+    store, once, smear = CaseStore(home=data.parent / ".smearline/service"), name("F"), name("SF", "smear")
+    send(store, once, smear, 90)
+    send(store, name(once), name(smear, "smear"), 91)  # by his pseudonym
+    send(store, once, name("SB", "smear"), 92)  # a smear that the data set has as B's
+    said = forget(data, "F").output
+    assert "images 2" in said and "labels 2" in said and "cases 3" in said, said
+    left = set(dataset.index(data)["sha256"])
+    assert [hashlib.sha256(picture(90 + i)).hexdigest() in left for i in range(3)] == [False, False, True]
+    assert not list((store.home / "incoming").rglob("*.parquet"))
