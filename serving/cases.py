@@ -354,15 +354,17 @@ class CaseStore:
         return {sha256: row["smear"] for row in rows for sha256 in _table(row["cells"])["sha256"].to_pylist()}
 
     def forget(self, site: str, patient: str, forgotten: dataset.Forgotten) -> dict[str, int]:
-        """Delete all that is kept of a patient (a pseudonym), and what names no patient but a smear that was forgotten: cases,
-        answers, overrides, sign-offs, idempotency keys, images, and the cells in the inference log. Returns counts. Killed, it is
-        run again."""
+        """Delete all that is kept of a patient (a pseudonym), what names no patient but a smear that was forgotten, and what names
+        neither but holds an image that was: cases, answers, overrides, sign-offs, idempotency keys, images, and the cells in the
+        inference log. Returns counts. Killed, it is run again."""
 
         def his(row: Mapping[str, Any]) -> bool:
             return row["patient"] == patient or forgotten.has(site, row["patient"], row["smear"])
 
         known = self._rows(sa.select(CASES.c.case_id, CASES.c.patient, CASES.c.smear).where(CASES.c.site == site))
+        nameless = [row["case_id"] for row in known if not (row["patient"] or row["smear"])]
         cases = [row["case_id"] for row in known if his(row)]
+        cases += [case for case in nameless if not forgotten.images.isdisjoint(self.predictions(case)["sha256"])]
         answers = [answer for case in cases for answer in self._answers(case)]
         shards = {path for answer in answers for path in self._shards(answer)}
         of_answers = {row["answer_id"] for row in self._rows(sa.select(ANSWERS.c.answer_id))}

@@ -218,11 +218,12 @@ def person(site: str, kind: str, pseudonym: str) -> str:
 
 
 class Forgotten:
-    """Whose data must not be taken in: the patients who were deleted, and their smears."""
+    """Whose data must not be taken in: the patients who were deleted, their smears, and their images."""
 
     def __init__(self, directory: Path) -> None:
         path = deleted_path(directory, "people")
         self.people = set(pq.read_table(path, columns=["person"])["person"].to_pylist()) if path.exists() else set()
+        self.images = set(deleted(directory))
 
     def has(self, site: str, patient: str | None, smear: str | None) -> bool:
         """Whether what names this patient, or else this smear alone, is theirs: another patient's smear of the same number is
