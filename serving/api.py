@@ -192,7 +192,7 @@ async def _answer(request: Request, kind: str, asked: SmearRequest, parts: http.
     origin = reader.origin(site, kind == "diagnose")
     if not parts.images:
         raise HTTPException(422, "a request needs at least one part 'images'")
-    case, counts = _whose(asked, site, parts.cbc)
+    case, counts = await asyncio.to_thread(_whose, asked, site, parts.cbc)
 
     async def work(key: Key | None) -> bytes:
         reading = await reader.read(parts.images, site, case, asked.acquired_at)

@@ -5,7 +5,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -34,7 +35,7 @@ COUNTS = pa.schema(
         ("origin", pa.string()),
     ]
 )
-_NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)\s*(?:\((?P<unit>[^()]*)\))?\]?$")
+_NAME = re.compile(r"^(?P<open>\[?)(?P<name>.+?)(?:\((?P<unit>[^()]*)\))?\]?$")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MARKED = re.compile(r"[+-]?([0-9]+[.,][0-9]+|[1-9][0-9]{0,2}([.,][0-9]{3})+([.,][0-9]+)?)")
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}([.,][0-9]{3})+")
@@ -44,6 +45,8 @@ _IDENTIFIES = re.compile(
 """Headings of a column that may say who the patient is: its numbers are not kept either."""
 _LOW_RELIABILITY = ("*", "@")
 _FLAGS = ("Q-Flag", "IP ")
+MAX_HEADINGS, MAX_HEADING = 2000, 200
+"""An analyser's export has some hundreds of columns; the time that headings take is everybody's."""
 
 
 def reason_missing(raw: str, mark: str = "") -> str | None:
@@ -72,7 +75,8 @@ def _parameter(column: str) -> tuple[str, str]:
     match = None if column.startswith(_FLAGS) else _NAME.match(column)
     if match is None:
         return column, ""
-    return (f"[{match['name']}]" if match["open"] else match["name"]), match["unit"] or ""
+    name = match["name"].rstrip()
+    return (f"[{name}]" if match["open"] else name), match["unit"] or ""
 
 
 _VALUE = ["parameter", "unit", "value", "raw", "mark", "reason"]
@@ -90,8 +94,8 @@ def read_export(source: Path | bytes) -> pd.DataFrame:
         A row a value: sample, patient, sampled_at, parameter, unit, value, raw, mark, reason. Identifiers are raw.
 
     Raises:
-        ImportSourceError: the file is neither, a row is longer than the head, a date is neither, a sample says two things of
-            one value, or nothing says which is the decimal mark.
+        ImportSourceError: the file is neither, its headings are too many or too long, a row is longer than the head, a date is
+            neither, a sample says two things of one value, or nothing says which is the decimal mark.
     """
     name, data = (source.name, source.read_bytes()) if isinstance(source, Path) else ("the blood counts", source)
     head, lines, separator = _table(data, name)
@@ -150,9 +154,10 @@ def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]
     except csv.Error as error:
         raise ImportSourceError(f"{name} cannot be read as an analyser's export: {error}") from error
     head, rows = table[0] if table else [], []
-    named = [title.casefold() for title in head if title]
-    if twice := sorted({title for title in named if named.count(title) > 1}):
-        raise ImportSourceError(f"{name} has the column '{twice[0]}' twice; keep the right one")
+    _refuse_oversized(head, name)
+    named = Counter(title.casefold() for title in head if title)
+    if twice := min((title for title, times in named.items() if times > 1), default=None):
+        raise ImportSourceError(f"{name} has the column '{twice}' twice; keep the right one")
     for number, cells in enumerate(table[1:], 2):
         if any("\0" in cell for cell in cells):
             raise ImportSourceError(f"{name}, line {number}, holds NUL bytes; export it again")
@@ -164,6 +169,18 @@ def _table(data: bytes, name: str) -> tuple[list[str], list[tuple[int, list[str]
         if any(cells):
             rows.append((number, [*cells, *[""] * len(head)][: len(head)]))
     return head, rows, separator
+
+
+def _refuse_oversized(headings: Collection[str], name: str) -> None:
+    """Raises ImportSourceError for more or longer headings than any analyser writes."""
+    if len(headings) > MAX_HEADINGS:
+        raise ImportSourceError(
+            f"{name} has {len(headings)} headings; at most {MAX_HEADINGS} are read: export fewer values"
+        )
+    if len(longest := max(headings, key=len, default="")) > MAX_HEADING:
+        raise ImportSourceError(
+            f"{name} has a heading of {len(longest)} characters, '{longest[:20]}…'; at most {MAX_HEADING}: give it a shorter name"
+        )
 
 
 def _decimal_comma(cells: Iterable[str], separator: str, name: str) -> bool:
@@ -230,8 +247,10 @@ def counts_from_json(given: Mapping[str, Any], site: Site, smear: str | None, pa
         smear, patient: pseudonyms.
 
     Raises:
-        ImportSourceError: a value is neither a number, a text, nor an object with 'value' and 'unit'.
+        ImportSourceError: a value is neither a number, a text, nor an object with 'value' and 'unit'; names too many
+            or too long.
     """
+    _refuse_oversized(given, "the blood count")
     table = pd.DataFrame([_json_value(name, entry) for name, entry in given.items()], columns=_VALUE)
     refuse_contradictions(table, ["parameter"], "the blood count")
     return table.assign(site=site.name, patient=patient, smear=smear, sampled_at=None, origin=site.origin)[COUNTS.names]

@@ -138,6 +138,23 @@ def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, export: str |
         cbc.read_export(put(tmp_path / "xn.csv", export))
 
 
+@pytest.mark.parametrize(
+    ("headings", "why"),
+    [
+        ([f"v{i}" for i in range(20_000)], "headings; at most 2000 are read: export fewer values"),
+        (["a" + " " * 20_000 + "x("], "a heading of 20003 characters, 'a +…'; at most 200: give it a shorter name"),
+    ],
+)
+def test_more_headings_than_an_analyser_writes_are_refused_unread(
+    tmp_path: Path, sites_folder: Path, headings: list[str], why: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cbc, "_parameter", None)
+    with pytest.raises(ImportSourceError, match=why):
+        cbc.read_export(put(tmp_path / "xn.csv", "smear," + ",".join(headings) + "\n"))
+    with pytest.raises(ImportSourceError, match=why):
+        cbc.counts_from_json(dict.fromkeys(headings, 1), sites.load("lab"), None, None)
+
+
 def test_marks_go_by_name_wherever_they_stand(tmp_path: Path):
     export = "smear,WBC(10^9/L),HGB(g/dL),WBC/M,HGB/M\ncs,400,11,*,\n"
     found = cbc.read_export(put(tmp_path / "xn.csv", export)).set_index("parameter")

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI, Request
 
-from serving import http
+from serving import api, http
 from smearline import tokens
+from smearline.errors import ImportSourceError
 
 
 def test_an_upload_that_stalls_is_ended_and_gives_its_place_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -46,3 +47,17 @@ def test_an_upload_that_stalls_is_ended_and_gives_its_place_back(tmp_path: Path,
     status, said = ask(b"half a", whole=False)
     assert status == 408 and said["detail"] == "nothing came for 0.05 s"
     assert ask(b"a ", b"whole one", whole=True) == (200, 11)
+
+
+def test_other_requests_do_not_wait_for_a_blood_count(monkeypatch: pytest.MonkeyPatch):
+    def whose(*_):
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        raise ImportSourceError("read in a thread")
+
+    monkeypatch.setattr(api, "_whose", whose)
+    monkeypatch.setattr(api, "_site_of", lambda *_: None)
+    desk = SimpleNamespace(reader=SimpleNamespace(origin=lambda *_: "real"), store=None)
+    request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(desk=desk)), state=SimpleNamespace(holder=None))
+    with pytest.raises(ImportSourceError, match="read in a thread"):
+        asyncio.run(api._answer(request, "diagnose", None, http.Parts({}, [b""], b"", "")))
