@@ -1,9 +1,7 @@
 """What the service says of images and smears: decoded beside the recogniser, answered in the vocabulary's terms."""
 
 import asyncio
-import contextlib
 import hashlib
-import io
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from serving.cases import Case
 from smearline import cbc, diagnosis, differential, images, occlusion, plain_json, sites, vocabulary
@@ -26,7 +23,7 @@ from smearline.recognition import RecognitionModel, nothing, split, table_of
 from smearline.sites import Site
 
 MAX_PIXELS = 4_000_000
-"""A single cell has some 100,000; the time that a picture takes is everybody's."""
+"""A picture is of one cell and has some 100,000; the time that a picture takes is everybody's."""
 _FORMATS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")
 """JPEG, PNG, TIFF, BMP: nothing else is handed to a decoder."""
 CHUNK = 64
@@ -220,18 +217,10 @@ def _scale(site: Site) -> float:
 
 
 def _decode(data: bytes) -> images.UInt8Array:
-    """Decode as import does: a client's picture may later be a data set's. The header is looked at before the pixels, so
-    that a small file cannot ask for a huge picture. Raises ImageError."""
+    """Decode as import does: a client's picture may later be a data set's. Raises ImageError."""
     if data and not data.startswith(_FORMATS):
         raise ImageError("unreadable", "no JPEG, PNG, TIFF or BMP")
-    width = height = 0
-    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(data)) as header:
-        width, height = header.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            "too_large", f"{width}x{height} px; at most {MAX_PIXELS} pixels, since a picture is of one cell"
-        )
-    return images.decode(data) if min(width, height) >= images.MIN_SIDE_PX else images.check(data)
+    return images.decode(data, MAX_PIXELS)
 
 
 def _told(counts: pd.DataFrame | None) -> dict[str, Any] | None:

@@ -22,8 +22,8 @@ THUMBNAIL_PX = 16
 UInt8Array = NDArray[np.uint8]
 
 
-def check(data: bytes) -> UInt8Array:
-    """Decode strictly, for import.
+def check(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8Array:
+    """Decode strictly, for import. The header is looked at before the pixels, so that a small file cannot ask for a huge picture.
 
     Raises:
         ImageError: reason 'empty', 'unreadable', 'truncated', 'too_small', 'too_large' or
@@ -34,8 +34,8 @@ def check(data: bytes) -> UInt8Array:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError("too_large", f"{width}x{height} px; at most {MAX_PIXELS} pixels")
+            if width * height > max_pixels:
+                raise ImageError("too_large", f"{width}x{height} px; at most {max_pixels} pixels")
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError("several_pictures", f"{getattr(image, 'n_frames', 1)} pictures in one file")
             image.load()
@@ -44,6 +44,8 @@ def check(data: bytes) -> UInt8Array:
         raise ImageError("unreadable", "no image format that is known") from error
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", f"at most {max_pixels} pixels: {error}") from error
     except (
         Exception
     ) as error:  # Pillow's plugins raise TypeError, NotImplementedError and others at what they cannot read
@@ -54,7 +56,7 @@ def check(data: bytes) -> UInt8Array:
     return pixels
 
 
-def decode(data: bytes) -> UInt8Array:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8Array:
     """Decode an image that `check` has passed, or one sent by a client.
 
     Raises:
@@ -62,10 +64,12 @@ def decode(data: bytes) -> UInt8Array:
     """
     if data[:2] == b"\xff\xd8":
         try:
-            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            if min(height, width) >= MIN_SIDE_PX and height * width <= max_pixels:
+                return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
         except ValueError:
             pass  # CMYK and other rarities: Pillow reads them, or says what is wrong
-    return check(data)
+    return check(data, max_pixels)
 
 
 def _opaque_rgb(image: Image.Image) -> UInt8Array:

@@ -1,6 +1,7 @@
 """Pictures are cropped by physical size, and the same cell looks the same whatever the scanner's resolution."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -54,10 +55,18 @@ def two_pages() -> bytes:
     return out.getvalue()
 
 
+def said_to_be(side_px: int) -> bytes:
+    """A BMP whose header says that it is so large."""
+    data = picture(1, kind="BMP")
+    return data[:18] + struct.pack("<ii", side_px, side_px) + data[26:]
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "empty"),
+        (said_to_be(9000), "too_large"),
+        (said_to_be(15_000), "too_large"),
         (b"GIF89a", "unreadable"),
         (picture(1, size=200)[:2000], "truncated"),
         (picture(1, size=200, kind="PNG")[:2000], "truncated"),
@@ -74,6 +83,10 @@ def test_what_cannot_be_used_says_why(data: bytes, reason: str):
 
 def test_fast_and_strict_decoding_agree():
     np.testing.assert_array_equal(images.decode(picture(3, size=120)), images.check(picture(3, size=120)))
+    for size, reason in ((10, "too_small"), (120, "too_large")):
+        for read in (images.decode, images.check):
+            with pytest.raises(ImageError, match=reason):
+                read(picture(3, size=size), 10_000)
 
 
 def test_thumbnails_are_256_bytes():

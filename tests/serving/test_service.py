@@ -322,8 +322,11 @@ def test_a_picture_that_would_hold_others_up_is_refused(client: httpx.Client):
     Image.fromarray(np.zeros((3000, 3000, 3), np.uint8)).save(out, "PNG")
     gif = io.BytesIO()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(gif, "GIF")
-    answer = diagnose(client, "B-1", picture(5), out.getvalue(), gif.getvalue()).json()
-    assert [e["reason"] for e in answer["errors"]] == ["too_large", "unreadable"] and len(answer["cells"]) == 1
+    bomb = picture(1, kind="BMP")
+    bomb = bomb[:18] + 2 * (15_000).to_bytes(4, "little") + bomb[26:]  # of which Pillow refuses the header
+    answer = diagnose(client, "B-1", picture(5), out.getvalue(), gif.getvalue(), bomb).json()
+    assert [e["reason"] for e in answer["errors"]] == ["too_large", "unreadable", "too_large"]
+    assert len(answer["cells"]) == 1
 
 
 def test_the_inference_log_holds_what_was_answered_by_the_day_of_acquisition(client: httpx.Client, service: Running):
