@@ -11,6 +11,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 
 from smearline.errors import ImageError
 
@@ -33,9 +34,12 @@ def check(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8Array:
         raise ImageError("empty", "0 bytes")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError("too_large", f"{width}x{height} px; at most {max_pixels} pixels")
+            tags = getattr(
+                image, "tag_v2", {}
+            )  # a TIFF's: its decoder makes room for a whole tile, however small the picture
+            for width, height in (image.size, (int(tags.get(TILEWIDTH, 0)), int(tags.get(TILELENGTH, 0)))):
+                if width * height > max_pixels:
+                    raise ImageError("too_large", f"{width}x{height} px; at most {max_pixels} pixels")
             if getattr(image, "n_frames", 1) > 1:
                 raise ImageError("several_pictures", f"{getattr(image, 'n_frames', 1)} pictures in one file")
             image.load()

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def said_to_be(side_px: int) -> bytes:
     """A BMP whose header says that it is so large."""
     data = picture(1, kind="BMP")
     return data[:18] + struct.pack("<ii", side_px, side_px) + data[26:]
+
+
+def tiled(side_px: int) -> bytes:
+    """A TIFF of 64 x 64 pixels that is stored in one tile, deflated."""
+    data = zlib.compress(bytes(3 * side_px**2))
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 2, 277: 3, 322: side_px, 323: side_px, 324: 8, 325: len(data)}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + fields + bytes(4)
+
+
+def test_the_tile_of_a_tiff_counts_as_its_picture():
+    assert images.check(tiled(64)).shape == (64, 64, 3)
+    with pytest.raises(ImageError, match="too_large: 512x512 px; at most 10000 pixels"):
+        images.check(tiled(512), 10_000)
 
 
 @pytest.mark.parametrize(
