@@ -43,7 +43,7 @@ _IDENTIFIES = re.compile(
     r"\b(mrn|id|phone|tel|mobile|birth|born|dob|age|name|address|street|zip|city|mail|ssn|insur\w*|ward|doctor)\b", re.I
 )
 """Headings of a column that may say who the patient is: its numbers are not kept either."""
-_LOW_RELIABILITY = ("*", "@")
+_LOW_RELIABILITY = "*@"
 _FLAGS = ("Q-Flag", "IP ")
 MAX_HEADINGS, MAX_HEADING = 2000, 200
 """An analyser's export has some hundreds of columns; the time that headings take is everybody's."""
@@ -56,17 +56,18 @@ def reason_missing(raw: str, mark: str = "") -> str | None:
     reliability or out of linearity.
     """
     raw = raw.strip()
-    if not raw:
-        return "blank"
-    if raw.upper() == "ERROR":
+    plain = raw.strip(_LOW_RELIABILITY + " ")
+    if not plain:
+        return "low_reliability" if raw else "blank"
+    if plain.upper() == "ERROR":
         return "analysis_error"
-    if set(raw) == {"-"}:
+    if set(plain) == {"-"}:
         return "not_determined"
-    if set(raw) == {"+"}:
+    if set(plain) == {"+"}:
         return "over_range"
-    if raw[-1] in _LOW_RELIABILITY or raw[0] in _LOW_RELIABILITY or any(m in mark for m in _LOW_RELIABILITY):
-        return "low_reliability"
-    return None if _NUMBER.fullmatch(raw) and math.isfinite(float(raw)) else "text_not_kept"
+    if not _NUMBER.fullmatch(plain) or not math.isfinite(float(plain)):
+        return "text_not_kept"
+    return "low_reliability" if plain != raw or set(mark) & set(_LOW_RELIABILITY) else None
 
 
 def _parameter(column: str) -> tuple[str, str]:
@@ -234,9 +235,10 @@ def refuse_contradictions(found: pd.DataFrame, key: list[str], name: str) -> Non
 def _value(parameter: str, unit: str, raw: str, mark: str) -> dict[str, Any]:
     raw = raw.strip()
     reason = reason_missing(raw, mark)
-    # Text that is neither a number nor a sentinel may be a name, under whatever heading: not kept.
+    # Text that is neither a number nor a sentinel, nor a mark, may be a name, under whatever heading: not kept.
     kept = None if reason == "text_not_kept" else raw
     value = None if reason else float(raw)
+    mark = mark if set(mark) <= set("+-*@") else ""
     return dict(parameter=parameter, unit=unit, value=value, raw=kept, mark=mark, reason=reason)
 
 

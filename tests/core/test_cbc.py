@@ -29,6 +29,10 @@ EXPORT = (
         ("4.2*", "", "low_reliability"),
         ("@1.0", "", "low_reliability"),
         ("4.2", "*", "low_reliability"),
+        ("*", "", "low_reliability"),
+        ("*----", "", "not_determined"),
+        ("*Mueller Hans", "", "text_not_kept"),
+        ("Mueller Hans", "*", "text_not_kept"),
         ("n/a", "", "text_not_kept"),
         ("nan", "", "text_not_kept"),
         ("1e400", "", "text_not_kept"),
@@ -85,7 +89,7 @@ def test_counts_are_found_by_sample_number_and_by_pseudonym(tmp_path: Path, site
 
 
 def test_text_under_any_heading_may_be_a_name_and_is_not_kept(tmp_path: Path):
-    export = "Sample No.;Nachname;WBC(10^9/L)\nS1;Mustermann;6.1\n"
+    export = "Sample No.;Nachname;Remark;WBC(10^9/L);WBC/M\nS1;Mustermann;*Mustermann;6.1;Mustermann\n"
     found = cbc.read_export(put(tmp_path / "xn.csv", export.encode("cp1252")))
     assert "Mustermann" not in str(found.to_dict())
     assert found["value"].dropna().tolist() == [6.1]
