@@ -125,22 +125,22 @@ def crop(image: UInt8Array, microns_per_px: float, field_um: float, out_px: int)
 def without_metadata(data: bytes, pixels: UInt8Array) -> bytes:
     """The same picture without EXIF, XMP, IPTC, comments and trailing bytes, any of which may name a patient.
 
-    JPEG and PNG keep their own coding; BMP has no such fields; any other format (TIFF) becomes a PNG of `pixels`.
+    JPEG and PNG keep their own coding; any other format (TIFF, BMP) becomes a PNG of `pixels`.
     """
     if data[:2] == b"\xff\xd8":
         return b"".join(_jpeg_parts(data))
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return b"".join(_png_parts(data))
-    if data[:2] == b"BM":
-        return data
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
-_JPEG_KEPT = {0xE0, 0xE2, 0xEE}
-"""Of the application segments: JFIF, the colour profile, and Adobe's colour transform, without which pixels change."""
-_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
+_JPEG_KEPT = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
+"""Of the segments from `_JPEG_APPLICATION` on, with how they begin: the colour profile, and what tells how colours are coded."""
+_JPEG_END, _JPEG_SCAN, _JPEG_APPLICATION = 0xD9, 0xDA, 0xE0
+_PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"IDAT", b"IEND")
+"""Pixels and their colours."""
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
@@ -157,7 +157,8 @@ def _jpeg_parts(data: bytes) -> Iterator[bytes]:
         if marker == _JPEG_SCAN:
             found = _ENTROPY_END.search(data, end)
             end = found.start() if found else len(data)
-        if marker in _JPEG_KEPT or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+        kept = _JPEG_KEPT.get(marker)
+        if marker < _JPEG_APPLICATION or (kept and data.startswith(kept, position + 4)):
             yield data[position:end]
         position = end
     yield b"\xff\xd9"
@@ -173,7 +174,7 @@ def _png_parts(data: bytes) -> Iterator[bytes]:
     while position + 8 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
-        if kind not in (b"tEXt", b"iTXt", b"zTXt", b"eXIf"):
+        if kind in _PNG_KEPT:
             yield data[position:end]
         if kind == b"IEND":
             return

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -383,7 +384,7 @@ def test_wbcatt_joins_by_file_name_and_counts_what_is_not_here(tmp_path: Path, s
     assert (row["true_type"], row["cell_size"], row["granularity"]) == ("BASO", "big", "yes")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP"])
 def test_metadata_are_dropped_and_pixels_kept(kind: str, tmp_path: Path, sites_folder: Path):
     import hashlib
     import io
@@ -401,7 +402,10 @@ def test_metadata_are_dropped_and_pixels_kept(kind: str, tmp_path: Path, sites_f
     data = out.getvalue() + b"Mustermann"
     if kind == "JPEG":
         data = data[:2] + b"\xff" * 3 + data[2:]  # fill bytes, which the format allows
-        data = data[:2] + b"\xff\xec\x00\x0cMustermann" + data[2:]
+        for marker in (b"\xe2", b"\xec"):
+            data = data[:2] + b"\xff" + marker + b"\x00\x0cMustermann" + data[2:]
+    if kind == "PNG":  # a chunk that no standard knows, behind the first
+        data = data[:33] + b"\0\0\0\x0aptNmMustermann" + zlib.crc32(b"ptNmMustermann").to_bytes(4) + data[33:]
     put(tmp_path / "r" / "blast" / f"x.{kind.lower()}", data)
     run("folder", tmp_path / "r", tmp_path / "d")
     (block,) = dataset.iter_rows(tmp_path / "d", ["sha256", "image"])
