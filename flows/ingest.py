@@ -20,9 +20,10 @@ from prefect.states import Completed, Failed, State
 from flows import audit
 from flows.frame import in_workspace, nothing_new, table
 from flows.retrain import push
-from flows.workspace import STATE, FlowError, Workspace
+from flows.workspace import STATE, Workspace
 from serving.cases import CaseStore, SignedCase
 from smearline import cbc, dataset, settings, sites, vocabulary
+from smearline.errors import SmearlineError
 from smearline.import_folders import listing, only_one
 
 INBOX = Path("inbox")
@@ -61,9 +62,11 @@ def _take_in(space: Workspace, store: CaseStore, data: Path) -> tuple[str, dict[
         if not now or (seen.exists() and seen.read_text() == now):
             continue
         try:
-            space.run("smearline.cli", "import", "folder", str(folder), "--site", folder.name, "--into", str(data))
+            private = sites.load(folder.name).identifiers != "public"
+            command = ("import", "folder", str(folder), "--site", folder.name, "--into", str(data))
+            space.run("smearline.cli", *command, private=private)
             looked_at[seen] = now
-        except FlowError as error:
+        except SmearlineError as error:
             failed.append(f"{folder}: {error}")
     changed = changed or bool(signed or looked_at)
     commit = version(space, data, counts | {"folders": len(looked_at)}) if changed else ""

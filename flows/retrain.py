@@ -41,7 +41,7 @@ def push(space: Workspace) -> None:
     with Repo(str(space.folder)) as repo:
         has_remote = bool(repo.config["core"].get("remote"))
     if has_remote:
-        space.run("dvc", "push", "-q", **space.listed_anew())
+        space.run("dvc", "push", "-q", variables=space.listed_anew())
     else:
         print("not pushed: the workspace has no DVC remote (dvc remote add --local -d NAME URL)")
 

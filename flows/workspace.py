@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,18 +175,21 @@ class Workspace:
         shutil.rmtree(folder, ignore_errors=True)
         return {"DVC_SITE_CACHE_DIR": str(folder)}
 
-    def run(self, *command: str, **variables: str) -> list[str]:
+    def run(self, *command: str, private: bool = False, variables: Mapping[str, str] | None = None) -> list[str]:
         """`python -m ...` in the workspace, with the workspace's own code, shown as it goes; its lines. DVC waits for
         another command that holds its lock; while a stage runs DVC holds none, and says what is busy.
 
+        Args:
+            private: what it says may name a patient, and is not shown: Prefect keeps what a flow prints.
+
         Raises:
-            FlowError: it failed; the message holds its last lines.
+            FlowError: it failed; the message holds its last lines, or how to read them.
         """
         given = ["dvc", "--wait-for-lock", *command[1:]] if command[0] == "dvc" else command
         with subprocess.Popen(
             [sys.executable, "-m", *given],
             cwd=self.folder,
-            env=environment() | variables,
+            env=environment() | dict(variables or {}),
             text=True,
             errors="replace",
             stdout=subprocess.PIPE,
@@ -199,15 +202,17 @@ class Workspace:
                 for line in process.stdout:
                     if line.strip():
                         lines.append(line.rstrip())
-                        print(lines[-1])
+                        if not private:
+                            print(lines[-1])
             except BaseException:  # a run that is cancelled takes its stage with it, and all that the stage started
                 os.killpg(process.pid, signal.SIGTERM)
                 raise
         if process.returncode:
-            raise FlowError(
-                f"'{' '.join(command)}' failed in {self.folder} (exit code {process.returncode}):\n"
-                + "\n".join(lines[-15:])
-            )
+            said = "\n".join(lines[-15:])
+            if private:
+                what = "refused what it was given" if process.returncode == 2 else "broke off"
+                said = f"it {what}; why may name a patient. To read it, type there: python -m {' '.join(command)}"
+            raise FlowError(f"'{' '.join(command)}' failed in {self.folder} (exit code {process.returncode}):\n{said}")
         return lines
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Ingest takes each thing in once, whenever it was cut off before."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -203,19 +204,27 @@ def test_the_patient_of_a_case_is_that_of_all_its_pictures(space: Workspace):
     assert found.loc[[r["sha256"] for r in rows], "patient"].tolist() == ["p-late", "p-late"]
 
 
-def test_new_files_are_imported_once_and_a_bad_folder_does_not_stop_the_others(space: Workspace):
+def test_new_files_are_imported_once_and_a_bad_folder_does_not_stop_the_others(
+    space: Workspace, capfd: pytest.CaptureFixture[str]
+):
     images, labels, _ = contents(space)
     for number in range(3):
         put(space.folder / f"inbox/lab/BLAST/{number}.jpg", picture(9000 + number))
-    put(space.folder / "inbox/second/no_such_class/1.jpg", picture(9100))
+    put(space.folder / "inbox/nowhere/EOS/1.jpg", picture(9100))
+    put(space.folder / "inbox/second/Mueller_Hans/1.jpg", picture(9100))  # of a site whose identifiers are private
+    put(space.folder / "inbox/unscaled/no_such_class/1.jpg", picture(9101))
     state = run(space)
     assert state.is_failed()
-    assert "no_such_class" in state.message
+    assert "no_such_class" in state.message and "site 'nowhere' has no file" in state.message
+    assert "it refused what it was given" in state.message and "import folder inbox/second --site" in state.message
+    assert "Mueller" not in state.message + "".join(capfd.readouterr())
     assert contents(space)[:2] == (images + 3, labels + 3)
     assert "no_such_class" in run(space).message
-    (space.folder / "inbox/second/no_such_class").rename(space.folder / "inbox/second/EOS")
+    shutil.rmtree(space.folder / "inbox/nowhere")
+    for folder in ("second/Mueller_Hans", "unscaled/no_such_class"):
+        (space.folder / "inbox" / folder).rename(space.folder / "inbox" / folder.split("/")[0] / "EOS")
     assert run(space).is_completed()
-    assert contents(space)[:2] == (images + 4, labels + 4)
+    assert contents(space)[:2] == (images + 5, labels + 5)
     assert run(space).name == "NothingNew"
     assert space.git("status", "--porcelain") == ""
 

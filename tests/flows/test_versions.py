@@ -250,7 +250,7 @@ def test_after_a_killed_push_the_next_one_takes_everything(tmp_path: Path):
             space.run("dvc", *line)
         killed = subprocess.run([sys.executable, "-c", KILLED_PUSH], cwd=space.folder, env=environment() | lists)
         assert killed.returncode == 9
-        space.run("dvc", "push", "-q", **(space.listed_anew() if way == "anew" else lists))
+        space.run("dvc", "push", "-q", variables=space.listed_anew() if way == "anew" else lists)
         pushed[way] = sum(path.is_file() for path in remote.rglob("*"))
     assert pushed["anew"] == 7, "six files and their listing"
     assert pushed["as DVC does"] < 7, "DVC itself is mended: Workspace.listed_anew can go"
