@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import pandas as pd
 from fastapi import FastAPI, HTTPException, Request
-from prometheus_client import Counter
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest, multiprocess
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
 from starlette.responses import Response
 
@@ -115,7 +115,7 @@ app = FastAPI(
     description="Research use only.",
     docs_url=None,
     redoc_url=None,  # their pages load scripts from outside; /openapi.json stays
-    telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # BentoML counts already
+    telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
 )
 app.add_middleware(http.Guard)
 http.answer_errors(app)
@@ -136,6 +136,13 @@ _DIAGNOSE = {"images": _IMAGES, "request": DiagnoseRequest.model_json_schema(), 
 @app.get("/", include_in_schema=False)
 def index() -> Response:
     return Response("Smearline, research use only. What may be asked: /openapi.json\n", media_type="text/plain")
+
+
+@app.get("/metrics", include_in_schema=False)
+def metrics() -> Response:
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @app.post("/v1/recognise", openapi_extra=_body("multipart/form-data", _RECOGNISE, ["images", "site"]))

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
+from prometheus_client import Histogram
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
@@ -28,6 +30,7 @@ LIMITS = {
     "requests_at_once": 32,
     "requests_at_once_of_a_holder": 16,
 }
+REQUESTS = Histogram("smearline_request_seconds", "Requests to /v1 and how long they took", ["route", "status"])
 STALLED_SECONDS = 30
 """A request whose next bytes do not come for so long is ended: it would keep a place from others."""
 _CLIENTS = (KeyReused, ImportSourceError, SiteError, VocabularyError)
@@ -57,7 +60,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 class Guard:
-    """ASGI middleware: whose token it is, how many requests are at work, how many bytes a request has.
+    """ASGI middleware: whose token it is, how many requests are at work and how long they take, how many bytes a request has.
 
     Bytes are counted as they arrive, so that no more than the limit is ever held; the holder is in `request.state.holder`.
     """
@@ -74,6 +77,7 @@ class Guard:
             await refused(scope, receive, send)
             return
         got, whole, name = 0, False, scope["state"]["holder"].name
+        began, status = time.monotonic(), 500
 
         async def counted() -> Message:
             nonlocal got, whole
@@ -87,11 +91,18 @@ class Guard:
                 raise too_large()
             return message
 
+        async def told(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
         self._at_work[name] += 1
         try:
-            await self._app(scope, counted, send)
+            await self._app(scope, counted, told)
         finally:
             self._at_work[name] -= 1
+            if "route" in scope:
+                REQUESTS.labels(scope["route"].path, status).observe(time.monotonic() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         kind, _, token = headers.get("authorization", "").strip().partition(" ")

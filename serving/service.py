@@ -34,7 +34,8 @@ class Recogniser:
         return np.concatenate(outputs, axis=1)
 
 
-@bentoml.service(workers=1, traffic={"timeout": 300})
+# BentoML's own metrics name every path that was asked for: case ids stand in some, and there is no end of unknown ones.
+@bentoml.service(workers=1, traffic={"timeout": 300}, metrics={"enabled": False})
 @bentoml.asgi_app(app, path="/")
 class Smearline:
     """The public service."""

@@ -358,9 +358,14 @@ def test_health_metrics_and_a_description_without_a_network(client: httpx.Client
     for path in ("/healthz", "/livez", "/readyz"):
         assert client.get(path).status_code == 200
     client.post("/v1/recognise", data={"site": "sim_north"}, files=parts(b"broken"))
+    for path in ("/v1/smears/0123456789abcdef01234567", "/v1/no-such", "/no-such"):
+        assert client.get(path).status_code == 404
     metrics = client.get("/metrics").text
     assert 'smearline_images_refused_total{reason="unreadable"}' in metrics
-    assert "smearline_diagnoses_total" in metrics and "request_total" in metrics
+    assert "smearline_diagnoses_total" in metrics
+    assert 'smearline_request_seconds_count{route="/v1/recognise",status="200"}' in metrics
+    assert 'smearline_request_seconds_count{route="/v1/smears/{case_id}",status="404"}' in metrics
+    assert "0123456789abcdef01234567" not in metrics and "no-such" not in metrics
     assert "/v1/diagnose" in client.get("/openapi.json").json()["paths"]
     assert "http" not in client.get("/").text
     assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
