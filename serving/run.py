@@ -127,7 +127,7 @@ def supervise(workspace: Path, bentos: Path, port: int, home: Path) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     token_file = home / "token"
     if not (home / "tokens.yaml").exists():
         token = tokens.create(home / "tokens.yaml", "local", tokens.ROLES)

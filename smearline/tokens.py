@@ -55,7 +55,7 @@ def create(path: Path, name: str, roles: Sequence[str], sites: Sequence[str] | N
         raise TokenError(f"a token needs a name and at least one role of {', '.join(ROLES)}")
     token = f"smearline_{secrets.token_urlsafe(32)}"
     entry = _Entry(sha256=_digest(token), roles=tuple(roles), sites=None if sites is None else tuple(sites))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     guard = path.with_name(f".{path.name}.lock")
     with os.fdopen(os.open(guard, os.O_WRONLY | os.O_CREAT, 0o600), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

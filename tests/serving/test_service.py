@@ -48,7 +48,7 @@ def test_the_three_lines_that_are_printed_work(service: Running):
 def test_the_first_token_is_shown_and_only_its_hash_is_kept_for_the_service(service: Running):
     shown = re.search(r"smearline_\S+", service.said)
     assert shown and shown[0] not in (service.home / "tokens.yaml").read_text()
-    assert (service.home / "token").stat().st_mode & 0o777 == 0o600
+    assert (service.home / "token").stat().st_mode & 0o777 == 0o600 and service.home.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_bad_image_is_answered_for_itself(client: httpx.Client):

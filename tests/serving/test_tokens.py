@@ -14,6 +14,7 @@ def test_a_token_is_shown_once_and_known_by_its_hash(tmp_path: Path):
     path = tmp_path / "service" / "tokens.yaml"
     token = tokens.create(path, "scanner", ["recognise", "diagnose"], ["lab"])
     assert token not in path.read_text() and path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700, "in it come cases and images"
     holder = tokens.holder(path, token)
     assert (holder.name, holder.roles) == ("scanner", {"recognise", "diagnose"})
     assert holder.at("lab") and not holder.at("elsewhere")
