@@ -115,7 +115,7 @@ def _finish(directory: Path, copies: Mapping[str, str] = {}) -> dict[str, int]:
     `copies`: images of which others have a copy that is one of these people's, and whose."""
     path = dataset.deleted_path(directory, "people")
     told = pq.read_table(path, schema=dataset.PEOPLE).to_pylist() if path.exists() else []
-    forgotten, known = dataset.Forgotten(directory), set(dataset.deleted(directory))
+    forgotten = dataset.Forgotten(directory)
     new: list[dict[str, Any]] = []
     if told:
         why = {row["person"]: {"deleted_at": row["deleted_at"], "reason": row["reason"]} for row in told}
@@ -123,7 +123,7 @@ def _finish(directory: Path, copies: Mapping[str, str] = {}) -> dict[str, int]:
         for _, table in dataset.shard_tables(directory, ["sha256", *_WHOSE]):
             nobodys = pc.and_(pc.is_null(table["patient"]), pc.is_in(table["sha256"], pa.array(copies, pa.string())))
             for row in table.filter(pc.or_(nobodys, pa.array(_of_people(table, forgotten)))).to_pylist():
-                if row["sha256"] not in known:
+                if row["sha256"] not in forgotten.images:
                     who = forgotten.who(row["site"], row["patient"], row["smear"])
                     who = who if who in why else copies[row["sha256"]]
                     new.append({"sha256": row["sha256"], "site": row["site"], **why[who]})

@@ -34,9 +34,8 @@ def check(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8Array:
         raise ImageError("empty", "0 bytes")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            tags = getattr(
-                image, "tag_v2", {}
-            )  # a TIFF's: its decoder makes room for a whole tile, however small the picture
+            # A TIFF's decoder makes room for a whole tile, however small the picture.
+            tags = getattr(image, "tag_v2", {})
             for width, height in (image.size, (int(tags.get(TILEWIDTH, 0)), int(tags.get(TILELENGTH, 0)))):
                 if width * height > max_pixels:
                     raise ImageError("too_large", f"{width}x{height} px; at most {max_pixels} pixels")
@@ -50,9 +49,7 @@ def check(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8Array:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"at most {max_pixels} pixels: {error}") from error
-    except (
-        Exception
-    ) as error:  # Pillow's plugins raise TypeError, NotImplementedError and others at what they cannot read
+    except Exception as error:  # Pillow's plugins raise errors of many kinds at what they cannot read
         reason = "truncated" if "truncat" in str(error) or "incomplete" in str(error) else "unreadable"
         raise ImageError(reason, str(error)[:200]) from error
     if min(pixels.shape[:2]) < MIN_SIDE_PX:
