@@ -70,7 +70,7 @@ def logits(
     """N x T of the network."""
     values = state["characteristics_head.bias"].shape[0]
     characteristics = {"all": tuple(str(v) for v in range(values))} if values else {}
-    network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
+    network = recogniser.of_settings(params, types, characteristics)
     network.load_state_dict(state)
     network.eval()
     crops = reader.Crops(part, params.image.field_um, params.image.size_px)

@@ -37,7 +37,7 @@ def bare(params: settings.Settings, folded: bool = True) -> float:
     """Images a second of the network alone, on one thread."""
     torch.set_num_threads(1)
     size, batch = params.image.size_px, params.train.batch_size // 2
-    network = recogniser.Recogniser(params.model.backbone, TYPES, {"a": ("x", "y")}, params.model.embedding_dim)
+    network = recogniser.of_settings(params, TYPES, {"a": ("x", "y")})
     recogniser.load_initial_weights(network, params.model.weights)
     if folded:
         frozen_norm.fold(network.backbone, torch.rand(1, 3, size, size))

@@ -149,8 +149,7 @@ class NewSite:
         return free.sample(min(_POOL, len(free)), random_state=self.adapting.seed).sort_index()
 
     def network(self, types: Sequence[str]) -> recogniser.Recogniser:
-        model, card = self.recipe.model, self.model.card
-        found = recogniser.Recogniser(model.backbone, types, card.characteristics, model.embedding_dim)
+        found = recogniser.of_settings(self.recipe, types, self.model.card.characteristics)
         recogniser.load_initial_weights(found, str(self.weights))
         return found
 

@@ -24,7 +24,7 @@ def main() -> None:
         flush=True,
     )
     trained = training.fit(frame, params)
-    network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
+    network = recogniser.of_settings(params, types, characteristics)
     network.load_state_dict(trained.state)
     write(network, trained.history[-1]["temperature"], frame, params, TRAINED, WEIGHTS)
     pd.DataFrame(trained.history).to_csv(TRAINED.parent / "history.csv", index=False)

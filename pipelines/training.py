@@ -53,14 +53,12 @@ def fit(
         label: stands before the lines of progress.
 
     Raises:
-        SettingsError: there is no such backbone, or fewer GPUs than asked for.
-        ModelError: the initial weights are missing or do not fit.
+        SettingsError: there are fewer GPUs than asked for.
+        ModelError: there is no such backbone for such pictures, or the initial weights are missing or do not fit.
     """
     types, characteristics = reader.trainable(frame[frame["split"] == "train"])
-    try:  # here, since a worker that fails is started again and again
-        network = recogniser.Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
-    except RuntimeError as error:
-        raise SettingsError(f"model.backbone: timm has no '{params.model.backbone}' ({error})") from error
+    # Here, since a worker that fails is started again and again.
+    network = recogniser.of_settings(params, types, characteristics)
     recogniser.load_initial_weights(network, params.model.weights)
     name = run_name(frame, params)
     storage = RUNS.resolve()

@@ -21,7 +21,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
 from smearline import augmentation, frozen_norm, reader, settings
-from smearline.recogniser import Recogniser, characteristics_loss, label_set_loss, load_initial_weights
+from smearline.recogniser import characteristics_loss, label_set_loss, load_initial_weights, of_settings
 
 STATE_FILE = "state.pt"
 
@@ -58,7 +58,7 @@ class _Run:
         frame = frame.where(frame.notna(), None)
         types = tuple(config["types"])
         characteristics = {k: tuple(v) for k, v in config["characteristics"].items()}
-        network = Recogniser(params.model.backbone, types, characteristics, params.model.embedding_dim)
+        network = of_settings(params, types, characteristics)
         load_initial_weights(network, params.model.weights)
         self.slices = list(network.slices().values())
         if params.model.frozen_batch_norm:

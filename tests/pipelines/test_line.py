@@ -375,7 +375,7 @@ def test_what_cannot_be_trained_is_said_before_a_worker_starts(
     monkeypatch.setattr(training.ray, "cluster_resources", lambda: {"CPU": 2.0})
     base = parameters(workers=1).model_dump(mode="json")
     for section, change, error, why in (
-        ("model", {"backbone": "resnet_eighteen"}, SettingsError, "timm has no 'resnet_eighteen'"),
+        ("model", {"backbone": "resnet_eighteen"}, ModelError, "timm makes no 'resnet_eighteen'"),
         ("model", {"weights": "gone.pth"}, ModelError, r"no file gone\.pth"),
         ("train", {"gpus_per_worker": 1}, SettingsError, "1 GPUs are asked for in all, and Ray sees 0"),
     ):
@@ -413,7 +413,7 @@ def test_a_run_ends_where_it_is_told_to(frame: pd.DataFrame, tmp_path: Path, mon
 def _made_of(workspace: Path) -> tuple:
     card = recognition.RecognitionModel(workspace / "models/recogniser").card
     made = card.parameters["model"]
-    return made["backbone"], card.types, card.characteristics, made["embedding_dim"]
+    return made["backbone"], card.types, card.characteristics, made["embedding_dim"], card.size_px
 
 
 @pytest.mark.mission(

@@ -12,7 +12,7 @@ from smearline import recogniser
 def _head(
     features: np.ndarray, labels: np.ndarray, new: np.ndarray, new_allowed: np.ndarray, strength: float
 ) -> torch.nn.Linear:
-    network = recogniser.Recogniser("efficientnet_lite0", ("BASO", "EOS", "LYMPH"), {}, 8)
+    network = recogniser.Recogniser("efficientnet_lite0", ("BASO", "EOS", "LYMPH"), {}, 8, 64)
     network.type_head = torch.nn.Linear(features.shape[1], 3)
     home = refit.Cells(features, np.eye(3, dtype=bool)[labels], np.ones(len(features)))
     refit.fit_head(network, home, refit.Cells(new, new_allowed, np.ones(len(new))), strength)

@@ -51,7 +51,7 @@ def make_package(folder: Path, origin: str = "simulated", seed: int = 0, diagnos
     """recogniser/, diagnosis/ and lineage.json: untrained weights, but the real formats; `origin` real learned from 'lab',
     where only nucleus_shape has labels."""
     torch.manual_seed(seed)
-    network = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 8).eval()
+    network = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 8, 64).eval()
     (folder / "recogniser").mkdir(parents=True)
     recogniser.export_onnx(network, 1.0, SIZE_PX, folder / "recogniser" / recognition.ONNX_FILE)
     site = "lab" if origin == "real" else "sim_north"
