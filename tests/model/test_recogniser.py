@@ -113,9 +113,12 @@ def test_a_pickle_that_runs_code_is_not_run(network: recogniser.Recogniser, tmp_
             return (Path(tmp_path / "harmed").touch, ())
 
     put(tmp_path / "w.pt", pickle.dumps(Harm()))
-    with pytest.raises(Exception, match=r"[Ww]eights"):
+    with pytest.raises(ModelError, match="no file of weights alone"):
         recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
     assert not (tmp_path / "harmed").exists()
+    put(tmp_path / "w.pt", b"PK\x03\x04 cut off")
+    with pytest.raises(ModelError, match="no file of weights alone"):
+        recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
 
 
 def frame(counts: dict[str, int]) -> pd.DataFrame:
@@ -277,3 +280,10 @@ def test_weights_of_the_hub_are_those_that_were_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(recogniser.timm, "create_model", create)
     recogniser.load_initial_weights(own, "hub")
     assert asked == ["lcnet_050.ra2_in1k"]
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise FileNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr(recogniser.timm, "create_model", unreachable)
+    with pytest.raises(ModelError, match=r"no hub gives weights of lcnet_050\.ra2_in1k; give the path of a file"):
+        recogniser.load_initial_weights(own, "hub")
