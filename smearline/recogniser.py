@@ -216,6 +216,10 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"model.weights: {path} is no file of weights alone; save its state dict anew. {error}"
         ) from error
+    if not isinstance(loaded, dict):
+        raise ModelError(
+            f"model.weights: {path} holds no named tensors, but a {type(loaded).__name__}; save a state dict"
+        )
     for whole in ("teacher", "state_dict", "model"):  # DINOv2's own checkpoints, and so DinoBloom's, hold a student too
         loaded = loaded.get(whole, loaded)
     prefix = "backbone."
