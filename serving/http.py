@@ -18,9 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.cases import CaseConflict, KeyReused
-from smearline import tokens
+from smearline import plain_json, tokens
 from smearline.errors import ImportSourceError, SiteError, SmearlineError, TokenError, VocabularyError
-from smearline.plain_json import plain
 
 NOTICE = "research use only"
 LIMITS = {
@@ -196,24 +195,11 @@ async def json_body(request: Request) -> tuple[Any, str]:
 def parse_json(data: bytes | str) -> Any:
     """Raises HTTPException (400)."""
     try:
-        found = json.loads(data, object_pairs_hook=_once, parse_constant=_no_number)
-        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
-        return found
-    except (ValueError, RecursionError) as error:
+        return plain_json.strict(data)
+    except ValueError as error:
         raise HTTPException(400, f"this is no JSON that can be used: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
 
 
 def as_json(body: Any) -> bytes:
     """Compact JSON; numbers to six places, what is no number as null."""
-    return json.dumps(plain(body), ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(plain_json.plain(body), ensure_ascii=False, separators=(",", ":")).encode()

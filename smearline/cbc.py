@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from smearline import pseudonyms, sites, vocabulary
+from smearline import plain_json, pseudonyms, sites, vocabulary
 from smearline.errors import ImportSourceError
 from smearline.sites import Site
 
@@ -80,6 +79,10 @@ def _parameter(column: str) -> tuple[str, str]:
     return (f"[{name}]" if match["open"] else name), match["unit"] or ""
 
 
+def _identifies(title: str) -> bool:
+    return bool(_IDENTIFIES.search(title)) and not title.startswith(_FLAGS)
+
+
 _VALUE = ["parameter", "unit", "value", "raw", "mark", "reason"]
 _SAMPLE, _PATIENT, _SAMPLED = ("sample no.", "smear", "sample"), ("patient id", "patient"), "sampled_at"
 
@@ -110,7 +113,7 @@ def read_export(source: Path | bytes) -> pd.DataFrame:
     described = {c.casefold() for c in (*sample_columns(), sample, patient, _SAMPLED)}
     marks = {_parameter(title[:-2])[0]: i for i, title in enumerate(head) if title.endswith("/M")}
     values = [
-        (i, *_parameter(title), bool(_IDENTIFIES.search(title)) and not title.startswith(_FLAGS))
+        (i, *_parameter(title), _identifies(title))
         for i, title in enumerate(head)
         if title.casefold() not in described and not title.endswith("/M") and not title.startswith("Judgment")
     ]
@@ -127,8 +130,7 @@ def read_export(source: Path | bytes) -> pd.DataFrame:
         for i, parameter, unit, identifies in values:
             raw = cells[i].replace(",", ".") if comma else cells[i]
             mark = cells[marks[parameter]] if parameter in marks else ""
-            said = whose | _value(parameter, unit, raw, mark)
-            rows.append(said | {"value": None, "raw": None, "reason": "identifier_not_kept"} if identifies else said)
+            rows.append(whose | _value(parameter, unit, raw, mark, identifies))
     found = pd.DataFrame(rows, columns=["sample", "patient", "sampled_at", *_VALUE])
     refuse_contradictions(found, ["sample", "sampled_at", "parameter"], name)
     return found
@@ -232,11 +234,11 @@ def refuse_contradictions(found: pd.DataFrame, key: list[str], name: str) -> Non
         )
 
 
-def _value(parameter: str, unit: str, raw: str, mark: str) -> dict[str, Any]:
+def _value(parameter: str, unit: str, raw: str, mark: str, identifies: bool) -> dict[str, Any]:
     raw = raw.strip()
-    reason = reason_missing(raw, mark)
+    reason = "identifier_not_kept" if identifies else reason_missing(raw, mark)
     # Text that is neither a number nor a sentinel, nor a mark, may be a name, under whatever heading: not kept.
-    kept = None if reason == "text_not_kept" else raw
+    kept = None if reason in ("text_not_kept", "identifier_not_kept") else raw
     value = None if reason else float(raw)
     mark = mark if set(mark) <= set("+-*@") else ""
     return dict(parameter=parameter, unit=unit, value=value, raw=kept, mark=mark, reason=reason)
@@ -252,21 +254,26 @@ def counts_from_json(given: Mapping[str, Any], site: Site, smear: str | None, pa
         ImportSourceError: a value is neither a number, a text, nor an object with 'value' and 'unit'; names too many
             or too long.
     """
-    _refuse_oversized(given, "the blood count")
-    table = pd.DataFrame([_json_value(name, entry) for name, entry in given.items()], columns=_VALUE)
-    refuse_contradictions(table, ["parameter"], "the blood count")
+    table = _json_values(given, "the blood count")
     return table.assign(site=site.name, patient=patient, smear=smear, sampled_at=None, origin=site.origin)[COUNTS.names]
 
 
-def _json_value(name: str, entry: Any) -> dict[str, Any]:
-    parameter, unit = _parameter(str(name))
+def _json_values(given: Mapping[str, Any], name: str) -> pd.DataFrame:
+    _refuse_oversized(given, name)
+    table = pd.DataFrame([_json_value(title, entry) for title, entry in given.items()], columns=_VALUE)
+    refuse_contradictions(table, ["parameter"], name)
+    return table
+
+
+def _json_value(title: str, entry: Any) -> dict[str, Any]:
+    parameter, unit = _parameter(title)
     if isinstance(entry, Mapping):
         if unknown := set(entry) - {"value", "unit"}:
             raise ImportSourceError(f"blood count {parameter}: unknown {sorted(unknown)}; give 'value' and 'unit'")
         unit, entry = str(entry.get("unit") or unit), entry.get("value")
     if entry is not None and (isinstance(entry, bool) or not isinstance(entry, int | float | str)):
         raise ImportSourceError(f"blood count {parameter}: {entry!r} is neither a number nor a text")
-    return _value(parameter, unit, "" if entry is None else str(entry), "")
+    return _value(parameter, unit, "" if entry is None else str(entry), "", _identifies(title))
 
 
 def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -280,13 +287,13 @@ def read_for(path: Path, summary: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """
     if path.suffix == ".json":
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
+            given = plain_json.strict(path.read_bytes())
         except ValueError as error:
-            raise ImportSourceError(f"{path.name} is no JSON: {error}") from error
+            raise ImportSourceError(f"{path.name} cannot be read as JSON: {error}") from error
         if not isinstance(given, dict) or not all(isinstance(v, dict) for v in given.values()):
             raise ImportSourceError(f"{path.name} is no object of smears, each an object of values")
-        rows = [dict(_json_value(n, v), sample=s) for s, values in given.items() for n, v in values.items()]
-        found = pd.DataFrame(rows, columns=["sample", *_VALUE]).assign(sampled_at=None)
+        tables = [_json_values(of, f"{path.name}, {s}").assign(sample=s) for s, of in given.items()]
+        found = pd.concat([pd.DataFrame(columns=["sample", *_VALUE]), *tables]).assign(sampled_at=None)
     else:
         found = read_export(path)
     names: list[tuple[str, str, str]] = []

@@ -35,5 +35,29 @@ def shown(content: Any, as_json: bool) -> str:
     return said.rstrip()
 
 
+def strict(data: bytes | str) -> Any:
+    """JSON of others. Raises ValueError for what is no JSON, too deep, no text or no number in it, or says one name twice in an
+    object: of two readings the last would be taken without a word."""
+    try:
+        found = json.loads(data, object_pairs_hook=_once, parse_constant=_no_number)
+        json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate is no text
+        return found
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"'{name[:100]}' stands twice in one object; keep the right one")
+        found[name] = value
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,7 @@
 """Analyser exports: a sentinel is missing with its reason, never a number."""
 
+import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -84,8 +86,35 @@ def test_counts_are_found_by_sample_number_and_by_pseudonym(tmp_path: Path, site
         ImportSourceError, match="smears of lab and of second; diagnose the smears of one site at a time"
     ):
         cbc.read_for(export, two_sites)
-    with pytest.raises(ImportSourceError, match="no object of smears"):
-        cbc.read_for(put(tmp_path / "c.json", "[1]"), summary)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("[1]", "no object of smears"),
+        ('{"S1": {"WBC": 4.2, "WBC": 5.2}}', "'WBC' stands twice in one object"),
+        ('{"S1": {"WBC": 4.2}, "S1": {"WBC": 5.2}}', "'S1' stands twice in one object"),
+        (
+            '{"S1": {"WBC(10^9/L)": 4.2, "WBC(/uL)": 4300}}',
+            "c.json, S1: WBC stands twice with different values or units",
+        ),
+        ('{"S1": {' + ", ".join(f'"v{i}": 1' for i in range(2001)) + "}}", "c.json, S1 has 2001 headings"),
+    ],
+)
+def test_json_that_could_be_read_in_two_ways_is_refused(tmp_path: Path, sites_folder: Path, said: str, why: str):
+    summary = pd.DataFrame({"site": ["lab"], "smear": ["S1"]})
+    with pytest.raises(ImportSourceError, match=re.escape(why)):
+        cbc.read_for(put(tmp_path / "c.json", said), summary)
+
+
+def test_identifiers_in_json_are_not_kept(tmp_path: Path, sites_folder: Path):
+    counts = {"MRN": "00123456", "Phone": 791234567, "WBC(10^9/L)": 4.2}
+    summary = pd.DataFrame({"site": ["lab"], "smear": ["S1"]})
+    by_file, _ = cbc.read_for(put(tmp_path / "c.json", json.dumps({"S1": counts})), summary)
+    for found in (by_file, cbc.counts_from_json(counts, sites.load("lab"), "S1", None)):
+        assert "123456" not in str(found.to_dict()) and "791234567" not in str(found.to_dict())
+        reasons = found.set_index("parameter")["reason"].dropna().to_dict()
+        assert reasons == {"MRN": "identifier_not_kept", "Phone": "identifier_not_kept"}
 
 
 def test_text_under_any_heading_may_be_a_name_and_is_not_kept(tmp_path: Path):
