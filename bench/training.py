@@ -27,6 +27,7 @@ from bench import results
 from pipelines import training
 from pipelines.training_loop import freeze_batch_norm
 from smearline import frozen_norm, recogniser, settings
+from smearline.initial_weights import load_initial_weights
 from smearline.recognition import scale_of
 
 ROUNDS, EPOCHS, STEPS = 3, 3, 24
@@ -38,7 +39,7 @@ def bare(params: settings.Settings, folded: bool = True) -> float:
     torch.set_num_threads(1)
     size, batch = params.image.size_px, params.train.batch_size // 2
     network = recogniser.of_settings(params, TYPES, {"a": ("x", "y")})
-    recogniser.load_initial_weights(network, params.model.weights)
+    load_initial_weights(network, params.model.weights)
     if folded:
         frozen_norm.fold(network.backbone, torch.rand(1, 3, size, size))
     network = network.to(memory_format=torch.channels_last).train()

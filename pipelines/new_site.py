@@ -18,6 +18,7 @@ from pipelines import calibrate, refit
 from pipelines.cells import SPLITS, split_cells
 from smearline import commands, confidence, dataset, reader, recogniser, settings, splits
 from smearline.errors import DataError, ModelError
+from smearline.initial_weights import load_initial_weights
 from smearline.recognition import RecognitionModel, recognise, scale_of
 
 REPORT = "adaptation.json"
@@ -150,7 +151,7 @@ class NewSite:
 
     def network(self, types: Sequence[str]) -> recogniser.Recogniser:
         found = recogniser.of_settings(self.recipe, types, self.model.card.characteristics)
-        recogniser.load_initial_weights(found, str(self.weights))
+        load_initial_weights(found, str(self.weights))
         return found
 
     @cached_property

@@ -8,6 +8,7 @@ import yaml
 from pipelines import training
 from pipelines.cells import OVERLAY, TRAINED, WEIGHTS, in_force, split_cells
 from smearline import dataset, plain_json, reader, recogniser, settings, vocabulary
+from smearline.initial_weights import save_weights
 from smearline.recognition import CARD_FILE, CONTRACT, ONNX_FILE, SEEN_FILE, ModelCard
 
 
@@ -41,7 +42,7 @@ def write(
     """A model folder of what was trained on `frame`, and its weights."""
     usable = frame[frame["split"] == "train"]
     folder.mkdir(parents=True, exist_ok=True)
-    recogniser.save_weights(network, weights)
+    save_weights(network, weights)
     recogniser.export_onnx(network, temperature, params.image.size_px, folder / ONNX_FILE, params.model.views)
     card = ModelCard(
         contract=CONTRACT,

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from pipelines import training_loop
-from smearline import augmentation, frozen_norm, images, reader, recogniser, settings
+from smearline import augmentation, frozen_norm, images, initial_weights, reader, recogniser, settings
 from smearline.errors import SettingsError
 
 RUNS = Path(".smearline/runs")
@@ -54,12 +55,15 @@ def fit(
 
     Raises:
         SettingsError: there are fewer GPUs than asked for.
-        ModelError: there is no such backbone for such pictures, or the initial weights are missing or do not fit.
+        ModelError: there is no such backbone for such pictures, it cannot be served, or the initial weights are missing or do
+            not fit.
     """
     types, characteristics = reader.trainable(frame[frame["split"] == "train"])
     # Here, since a worker that fails is started again and again.
     network = recogniser.of_settings(params, types, characteristics)
-    recogniser.load_initial_weights(network, params.model.weights)
+    initial_weights.load_initial_weights(network, params.model.weights)
+    with tempfile.TemporaryDirectory() as folder:  # what cannot be served need not be trained
+        recogniser.export_onnx(network, 1.0, params.image.size_px, Path(folder) / "model.onnx")
     name = run_name(frame, params)
     storage = RUNS.resolve()
     cells = storage / f"{name}.cells.parquet"
@@ -191,7 +195,7 @@ def digest_of(params: settings.Settings) -> str:
 
 
 def run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
-    modules = (augmentation, frozen_norm, images, reader, recogniser, training_loop)
+    modules = (augmentation, frozen_norm, images, initial_weights, reader, recogniser, training_loop)
     code = [Path(module.__file__ or "").read_bytes() for module in modules]
     words = files("smearline.vocabulary")
     parts = [
@@ -200,6 +204,6 @@ def run_name(frame: pd.DataFrame, params: settings.Settings) -> str:
         pd.util.hash_pandas_object(frame.drop(columns=["shard", "row"]).astype(str), index=False).to_numpy().tobytes(),
         *code,
     ]
-    if (weights := Path(params.model.weights)).is_file():
-        parts.append(weights.read_bytes())
+    if (given := Path(params.model.weights)).is_file():
+        parts.append(given.read_bytes())
     return hashlib.sha256(b"\0".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:16]

@@ -21,7 +21,8 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
 from smearline import augmentation, frozen_norm, reader, settings
-from smearline.recogniser import characteristics_loss, label_set_loss, load_initial_weights, of_settings
+from smearline.initial_weights import load_initial_weights
+from smearline.recogniser import characteristics_loss, label_set_loss, of_settings
 
 STATE_FILE = "state.pt"
 

