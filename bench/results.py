@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -16,16 +17,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance(data: Path | None, command: str | None = None) -> dict[str, Any]:
-    """What stands behind a figure. Paths of the machine are left out of the command."""
+    """What stands behind a figure. Of the command, folders of this machine are called DATA_SET."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     ).stdout.strip()
+    typed = ["DATA_SET" if Path(word).is_absolute() else word for word in sys.argv[1:]]
     main = getattr(sys.modules["__main__"], "__spec__", None)
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit,
-        "command": command
-        or f"python -m {main.name if main else Path(sys.argv[0]).name}" + (" DATA_SET" if data else ""),
+        "command": command or shlex.join(["python", "-m", main.name if main else Path(sys.argv[0]).name, *typed]),
         "data_digest": dataset.digest(dataset.index(data, ["sha256"])) if data else None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "ray", "timm", "onnxruntime", "numpy")},

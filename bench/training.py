@@ -2,7 +2,8 @@
 
     python -m bench.training .work/real [--images 2048] [--size-px 128]
 
-The bare loop sees one batch that lies in memory: forward, backward, the optimizer's step, nothing else, on one thread. The pipeline
+The bare loop sees one batch that lies in memory: forward, backward, the optimizer's step, nothing else, on one thread; its batch is
+as large as a worker's share, and it keeps freed pages as Ray's workers do. The pipeline
 trains the same network on cells of the workspace; its rate is that between the ends of its epochs, so that its start, which is
 given apart, does not count. One worker beside one thread, then two workers beside two bare loops; all in turn, three rounds.
 Result: bench/results/training.json.
@@ -34,10 +35,10 @@ ROUNDS, EPOCHS, STEPS = 3, 3, 24
 TYPES = tuple(f"type {i}" for i in range(17))
 
 
-def bare(params: settings.Settings, folded: bool = True) -> float:
+def bare(params: settings.Settings, batch: int, folded: bool = True) -> float:
     """Images a second of the network alone, on one thread."""
     torch.set_num_threads(1)
-    size, batch = params.image.size_px, params.train.batch_size // 2
+    size = params.image.size_px
     network = recogniser.of_settings(params, TYPES, {"a": ("x", "y")})
     load_initial_weights(network, params.model.weights)
     if folded:
@@ -57,15 +58,16 @@ def bare(params: settings.Settings, folded: bool = True) -> float:
     return STEPS * batch / (time.monotonic() - started)
 
 
-def _bare_in_process(given: tuple[dict[str, Any], bool]) -> float:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return bare(settings.check(given[0], "bench"), given[1])
+def _bare_in_process(given: tuple[dict[str, Any], int, bool]) -> float:
+    return bare(settings.check(given[0], "bench"), *given[1:])
 
 
 def side_by_side(params: settings.Settings, number: int, folded: bool = True) -> float:
     """Images a second of so many bare loops at once, each in a process of its own."""
+    os.environ.update(training.kept_pages(), OMP_NUM_THREADS="1")  # read when a process starts
+    given = params.model_dump(mode="json"), params.train.batch_size // number, folded
     with multiprocessing.get_context("spawn").Pool(number) as pool:
-        return sum(pool.map(_bare_in_process, [(params.model_dump(mode="json"), folded)] * number))
+        return sum(pool.map(_bare_in_process, [given] * number))
 
 
 def by_the_pipeline(frame: pd.DataFrame, params: settings.Settings, workers: int) -> tuple[float, float]:

@@ -74,6 +74,11 @@ def calibrate(
         true = (watched["true_type"] == "BLAST").to_numpy(bool)
         limit = probability_for_ppv(served[:, blast], true, params.confidence.blast_ppv)
         found = found.model_copy(update={"blast_from": limit, "blasts_above": blasts["above"], "blast_free": rests_on})
+        if limit is not None:  # what may be a blast is not ruled out
+            lowered = {
+                s: tuple(min(v, limit) if t == blast else v for t, v in enumerate(of)) for s, of in found.limits.items()
+            }
+            found = found.model_copy(update={"limits": lowered})
     shutil.copytree(trained, out, dirs_exist_ok=True)
     used = {**model.card.parameters, "confidence": params.confidence.model_dump(mode="json")}
     card = model.card.model_copy(update={"confidence": found, "parameters": used})
@@ -81,9 +86,12 @@ def calibrate(
     if found is None:
         print("no validation cell is of a trained type: every cell is named, and nothing is said of how sure that is")
     else:
-        few = ", ".join(t for t, n in zip(types, found.num_cells, strict=True) if n < found.fewest)
         print(f"of {len(watched)} validation cells {found.named:.1%} are named, {found.error:.1%} of them wrongly")
-        print(f"temperatures {found.temperatures}; too few cells for a limit of their own: {few or 'none'}")
+        print(f"temperatures {found.temperatures}")
+        for site in found.limits.keys() - {confidence.ELSEWHERE}:
+            print(
+                f"{site}: too few cells for a limit of their own: {', '.join(found.in_common(types, site)) or 'none'}"
+            )
 
 
 def offsets(train: pd.DataFrame, types: tuple[str, ...], params: settings.Settings) -> dict[str, tuple[float, ...]]:

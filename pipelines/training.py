@@ -146,7 +146,7 @@ def start_ray(workers: int, threads: int) -> None:
     here = {
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         "OMP_NUM_THREADS": str(threads),
-        **_kept_pages(),
+        **kept_pages(),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if os.environ.get("RAY_ADDRESS"):
@@ -167,7 +167,7 @@ def start_ray(workers: int, threads: int) -> None:
     )
 
 
-def _kept_pages() -> dict[str, str]:
+def kept_pages() -> dict[str, str]:
     """Variables by which glibc keeps what large tensors leave, and asks the kernel for no fresh pages at every layer
     (docs/decisions/004); none where it is not known to take them.
 

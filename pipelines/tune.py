@@ -4,6 +4,7 @@
 data in its name, so a killed search goes on where it stood.
 """
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -52,8 +53,9 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
         )
     name = training.run_name(frame, params)
     training.RUNS.mkdir(parents=True, exist_ok=True)
+    parallel = side_by_side(params)
     # Ray is shared by all trials: it starts with room for them.
-    training.start_ray(tune.workers * tune.parallel, params.train.threads_per_worker)
+    training.start_ray(tune.workers * parallel, params.train.threads_per_worker)
     study = optuna.create_study(
         study_name=name,
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(training.RUNS / f"search-{name}.study"))),
@@ -80,9 +82,7 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
             if len(under_way) >= tune.trials:
                 return None
             # A search that goes on draws what comes next, not its first draws again.
-            study.sampler = optuna.samplers.TPESampler(
-                seed=tune.seed + len(study.trials), constant_liar=tune.parallel > 1
-            )
+            study.sampler = optuna.samplers.TPESampler(seed=tune.seed + len(study.trials), constant_liar=parallel > 1)
             trial = study.ask({**_SPACE})
             trial.set_user_attr("overlay", {"train": trial.params})
             return trial
@@ -96,10 +96,23 @@ def search(params: settings.Settings) -> tuple[dict[str, Any], optuna.Study]:
                 again(study.trials[trial.number])
                 raise
 
-    with ThreadPoolExecutor(tune.parallel) as pool:
-        for slot in [pool.submit(work) for _ in range(tune.parallel)]:
+    with ThreadPoolExecutor(parallel) as pool:
+        for slot in [pool.submit(work) for _ in range(parallel)]:
             slot.result()
     return study.best_trial.user_attrs["overlay"], study
+
+
+def side_by_side(params: settings.Settings) -> int:
+    """`tune.parallel`, or as many trials as this machine has cores for; a cluster's own queue decides there."""
+    asked, each = params.tune.parallel, params.tune.workers * params.train.threads_per_worker
+    room = max(1, (os.cpu_count() or 1) // each)
+    if os.environ.get("RAY_ADDRESS") or asked <= room:
+        return asked
+    print(
+        f"tune.parallel: {room} of {asked} trials at a time, since each takes {each} of {os.cpu_count()} cores",
+        flush=True,
+    )
+    return room
 
 
 def _run(study: optuna.Study, trial: optuna.Trial, frame: pd.DataFrame, params: settings.Settings) -> None:

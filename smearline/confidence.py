@@ -6,9 +6,10 @@ Everything is learned from the validation cells, which training did not see, and
     temperatures   one for each site with `LEAST_OF_SITE` labelled cells, and one of all validation cells for the other sites
                    (Guo 2017, ICML)
     sets           label-conditional conformal prediction (Vovk 2012, Machine Learning 92:349): a type is in a cell's set where
-                   its probability is at least that type's limit. Among exchangeable cells of a type, at least `coverage` of the
-                   sets hold it. Cells of new patients are not exchangeable with the validation's, and those of a new site still
-                   less: what is reached there is measured (metrics.confidence), not promised.
+                   its probability is at least that type's limit at its site, or where it is the cell's name. Among exchangeable
+                   cells of a type and a site, at least `coverage` of the sets hold it. Cells of new patients are not exchangeable
+                   with the validation's, and those of a new site still less: what is reached there is measured
+                   (metrics.sureness), not promised.
     named_from     the least probability from which a cell is named; others are left to the reviewer as unidentified
     far            Mahalanobis distance of the embedding from the nearest type's centre, with one covariance for all types
                    (Lee 2018, NeurIPS), in units of the distance within which `typical` of the validation cells lie; a cell
@@ -43,11 +44,12 @@ class Confidence(BaseModel, frozen=True, extra="forbid"):
     """Site to what is added to the logarithms of the probabilities served, type by type."""
     temperatures: dict[str, float]
     """Site to what they are then divided by; `ELSEWHERE` stands for the sites that have none of their own."""
-    limits: tuple[float, ...]
-    """Of each type's probability. Types whose validation cells are too few for this coverage share the limit of all cells together,
-    which promises nothing of them one by one."""
-    num_cells: tuple[int, ...]
-    """Validation cells of each type."""
+    limits: dict[str, tuple[float, ...]]
+    """Site to the limit of each type's probability; `ELSEWHERE` as above. Types whose validation cells there are too few for this
+    coverage have the limit of all cells of the site together, or the type's at all sites where that is lower; neither promises
+    anything of them one by one."""
+    num_cells: dict[str, tuple[int, ...]]
+    """Validation cells of each type, likewise."""
     named_from: float
     error: float
     """Share of wrong names among the validation cells that are named."""
@@ -68,12 +70,18 @@ class Confidence(BaseModel, frozen=True, extra="forbid"):
         """Validation cells that a type needs for a limit of its own."""
         return int(np.ceil(1 / (1 - self.coverage) - 1 - 1e-9))
 
+    def in_common(self, types: Sequence[str], site: str) -> list[str]:
+        """Types without a limit of their own at a site."""
+        return [t for t, n in zip(types, self.num_cells[site], strict=True) if n < self.fewest]
+
     def judge(
         self, types_NT: NDArray[np.float32], embedding_NE: NDArray[np.float32], sites: Sequence[str]
     ) -> tuple[NDArray[np.float32], Bools, Floats, Bools]:
         """Calibrated probabilities (N x T), sets (N x T), distance (N), and whether each cell is named (N)."""
         calibrated = _calibrated(types_NT, sites, self.offsets, self.temperatures)
-        in_set = calibrated >= np.array(self.limits)
+        limits = np.array([self.limits.get(s, self.limits[ELSEWHERE]) for s in sites]).reshape(calibrated.shape)
+        # What a cell is called is not ruled out.
+        in_set = (calibrated >= limits) | (calibrated == calibrated.max(axis=1, keepdims=True))
         far = self._distance(embedding_NE)
         return calibrated.astype(np.float32), in_set, far, (calibrated.max(axis=1) >= self.named_from) & (far <= 1)
 
@@ -123,13 +131,11 @@ def fit(
     if known.sum() >= LEAST_OF_SITE:
         temperatures[ELSEWHERE] = _temperature(types_NT[known].astype(float), allowed_NT[known])
     found = _calibrated(types_NT, sites, offsets, temperatures)
-    limits, numbers = [], []
-    for t in range(types_NT.shape[1]):
-        own = np.sort(found[label_N == t, t])
-        limits.append(_lowest(own, coverage))
-        numbers.append(len(own))
-    single = np.flatnonzero(label_N >= 0)
-    together = _lowest(np.sort(found[single, label_N[single]]), coverage) or 0.0
+    everywhere = _limits(found, label_N, coverage, np.full(types_NT.shape[1], np.inf))
+    limits, numbers = {ELSEWHERE: everywhere[0]}, {ELSEWHERE: everywhere[1]}
+    for site in sorted(temperatures.keys() - {ELSEWHERE}):
+        here = site_N == site
+        limits[site], numbers[site] = _limits(found[here], label_N[here], coverage, np.array(everywhere[0]))
     centres, whitening, far = _centres(embedding_NE, taught_ME, taught_M, types_NT.shape[1], typical)
     right = allowed_NT[np.arange(len(found)), found.argmax(axis=1)]
     usual = far <= 1
@@ -138,8 +144,8 @@ def fit(
         coverage=coverage,
         offsets=offsets,
         temperatures=temperatures,
-        limits=tuple(together if limit is None else limit for limit in limits),
-        num_cells=tuple(numbers),
+        limits=limits,
+        num_cells=numbers,
         named_from=named_from,
         error=error,
         named=named * float(usual.mean()),
@@ -239,6 +245,21 @@ def _limit(sure_N: Floats, right_N: Bools, max_error: float) -> tuple[float, flo
     allowed = np.flatnonzero(enough & (risk <= max_error))
     place = int(allowed[-1]) if len(allowed) else int(np.flatnonzero(enough)[np.argmin(risk[enough])])
     return _rounded_down(float(-np.sort(-sure_N)[place])), float(risk[place]), float(share[place])
+
+
+def _limits(
+    found_NT: Floats, label_N: NDArray[np.int64], coverage: float, most_T: Floats
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """(the limit of each type, its cells); types with too few cells have that of all cells together, and at most `most_T`."""
+    own = [np.sort(found_NT[label_N == t, t]) for t in range(found_NT.shape[1])]
+    single = np.flatnonzero(label_N >= 0)
+    together = _lowest(np.sort(found_NT[single, label_N[single]]), coverage) or 0.0
+    limits = [_lowest(cells, coverage) for cells in own]
+    shared = np.minimum(together, most_T)
+    return (
+        tuple(float(shared[t]) if limit is None else limit for t, limit in enumerate(limits)),
+        tuple(len(cells) for cells in own),
+    )
 
 
 def _lowest(sorted_N: Floats, coverage: float) -> float | None:

@@ -61,9 +61,7 @@ def evaluate(
         "data_digest": dataset.digest(judged),
         "recipe": model.recipe,
         "coverage": limits and limits.coverage,
-        "limits_in_common": [t for t, n in zip(model.card.types, limits.num_cells, strict=True) if n < limits.fewest]
-        if limits
-        else [],
+        "limits_in_common": {s: limits.in_common(model.card.types, s) for s in limits.limits} if limits else {},
         "blast_free": list(limits.blast_free) if limits else [0, 0],
         "model": {k: v for k, v in model.card.model_dump(mode="json").items() if k not in ("parameters", "confidence")},
     }

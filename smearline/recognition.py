@@ -24,7 +24,7 @@ from smearline.confidence import Confidence
 from smearline.errors import DataError, ImageError, ModelError
 from smearline.reader import prepare
 
-CONTRACT = "recogniser-2"
+CONTRACT = "recogniser-3"
 ONNX_FILE, CARD_FILE, SEEN_FILE = "recogniser.onnx", "model.json", "trained_on.parquet"
 _BATCH = 32
 
@@ -71,11 +71,14 @@ class RecognitionModel:
                 raise ModelError(f"{folder} is no model folder: it has no {name}; {inside}")
         self.folder = folder
         try:
-            self.card = ModelCard.model_validate(plain_json.read(folder / CARD_FILE))
+            card = plain_json.read(folder / CARD_FILE)
+            if isinstance(card, dict) and (kept := card.get("contract", CONTRACT)) != CONTRACT:
+                raise ModelError(
+                    f"{folder} keeps the contract '{kept}'; this version reads '{CONTRACT}': make it anew, dvc repro"
+                )
+            self.card = ModelCard.model_validate(card)
         except ValueError as error:
             raise ModelError(f"{folder / CARD_FILE} is no model card: {error}") from error
-        if self.card.contract != CONTRACT:
-            raise ModelError(f"{folder} keeps the contract '{self.card.contract}'; this version reads '{CONTRACT}'")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -48,6 +48,27 @@ def test_sets_cover_each_type_on_new_cells_of_the_same_kind():
     assert 1 < sets.sum(axis=1).mean() < T, "a set of everything would hold it too"
 
 
+@pytest.mark.mission("and site by site, where one is answered less surely than the other")
+def test_sets_cover_each_type_at_each_site():
+    said, allowed, embedding, kind = drawn(6000, 11)
+    site = np.where(np.arange(6000) < 5000, "large", "small")
+    shy = said**0.4 * np.array([0.2, 1, 1, 1])  # there type 0 looks little like itself, which no temperature mends
+    said = np.where(site[:, None] == "small", shy / shy.sum(axis=1, keepdims=True), said).astype(np.float32)
+    fit, new = np.arange(6000) % 2 == 0, np.arange(6000) % 2 == 1
+    made = confidence.fit(
+        said[fit], allowed[fit], kind[fit], list(site[fit]), embedding[fit], embedding, kind,
+        coverage=0.9, max_error=0.1, typical=0.99,
+    )  # fmt: skip
+    assert made is not None and made.limits["small"][0] < made.limits["*"][0] < made.limits["large"][0] * 1.1
+    here = new & (site == "small")
+    sets = made.judge(said[here], embedding[here], list(site[here]))[1]
+    by_all = made.model_copy(update={"limits": {"*": made.limits["*"]}})
+    before = by_all.judge(said[here], embedding[here], list(site[here]))[1]
+    own = kind[here] == 0
+    assert before[own, 0].mean() < 0.8 < 0.84 < sets[own, 0].mean() < 0.96
+    assert sets.any(axis=1).all()
+
+
 @pytest.mark.mission("an over-sure model is calibrated, by the site's own labels or by those of all")
 def test_temperatures_mend_a_model_that_is_too_sure():
     made = fitted(sharp=2.5)
@@ -97,7 +118,7 @@ def test_a_mix_never_speaks_against_blasts():
         assert moved[2] - moved[3] == pytest.approx(np.log(2500 / 600) / 2, abs=1e-5) or blasts == 4000
     cells = np.float32([[0, 0.6, 0.4, 0, 0]])
     card = fitted().model_copy(
-        update={"offsets": {"a": tuple(moved)}, "temperatures": {}, "limits": (0.0,) * 5, "whitening": ()}
+        update={"offsets": {"a": tuple(moved)}, "temperatures": {}, "limits": {"*": (0.0,) * 5}, "whitening": ()}
     )
     assert card.judge(cells, np.zeros((1, E), np.float32), ["a"])[0].argmax() == 1
     clipped = confidence.offsets_for(types, np.array([1e-9, 1, 1, 1, 1]), np.ones(5), 1.0, most=4)
@@ -123,7 +144,9 @@ def test_a_mix_is_found_without_labels():
     assert np.abs(confidence.mix_of(shy, drawn_mix) - own).max() > 0.05
     offsets, told = confidence.unlabelled_offsets(types, shy, drawn_mix, 0.5, 1.0, np.inf)
     assert np.abs(told - own).max() < 0.03
-    site = fitted().model_copy(update={"offsets": {"new": offsets}, "temperatures": {"*": 0.5}, "limits": (0.0,) * 4})
+    site = fitted().model_copy(
+        update={"offsets": {"new": offsets}, "temperatures": {"*": 0.5}, "limits": {"*": (0.0,) * 4}}
+    )
     served = site.judge(shy, np.zeros((len(shy), E), np.float32), ["new"] * len(shy))[0]
     np.testing.assert_allclose(served.mean(axis=0), own, atol=0.03)
 
@@ -168,10 +191,10 @@ def test_a_type_with_few_cells_shares_the_limit_of_all():
         max_error=0.1,
         typical=0.99,
     )
-    assert made is not None and made.num_cells[3] == 4
+    assert made is not None and made.num_cells["a"][3] == 4 and made.in_common("wxyz", "a") == ["z"]
     together = np.sort(said[keep][allowed[keep]])  # the temperature may differ a little from 1
-    assert made.limits[3] == pytest.approx(np.quantile(together, 0.1), abs=0.05)
-    assert 0 < made.limits[3] < 1
+    assert made.limits["a"][3] == pytest.approx(np.quantile(together, 0.1), abs=0.05)
+    assert 0 < made.limits["a"][3] < 1
 
 
 def test_parents_and_no_labels():
@@ -182,7 +205,7 @@ def test_parents_and_no_labels():
     allowed[:, :2] = allowed[:, :2].any(axis=1, keepdims=True)  # types 0 and 1 are known as their parent alone
     label = np.where(kind < 2, -1, kind)
     made = confidence.fit(said, allowed, label, ["a"] * 100, embedding, embedding, kind, **given)
-    assert made is not None and made.num_cells[:2] == (0, 0)
+    assert made is not None and made.num_cells["a"][:2] == (0, 0)
 
 
 def test_risk_falls_with_what_is_left_out():
@@ -200,7 +223,7 @@ def test_cells_of_a_type_that_was_not_trained_are_wrong_whatever_they_are_called
         said, allowed, label, ["a"] * 1000, embedding, embedding, kind, coverage=0.9, max_error=0.05, typical=1.0
     )
     assert made is not None and made.error > 0.05 and made.named >= 0.49
-    assert sum(made.num_cells) == 800
+    assert sum(made.num_cells["*"]) == 800
 
 
 def test_without_centres_nothing_is_unlike():
@@ -220,5 +243,5 @@ def test_nine_cells_are_enough_for_ninety_in_a_hundred():
     )  # fmt: skip
     assert made is not None and made.fewest == 9
     calibrated = made.judge(said[keep], embedding[keep], ["a"] * len(keep))[0]
-    assert made.limits[0] == pytest.approx(calibrated[:9, 0].min(), abs=1e-5)
-    assert made.limits[1] != pytest.approx(calibrated[9:17, 1].min(), abs=1e-5)
+    assert made.limits["a"][0] == pytest.approx(calibrated[:9, 0].min(), abs=1e-5)
+    assert made.limits["a"][1] != pytest.approx(calibrated[9:17, 1].min(), abs=1e-5)

@@ -154,6 +154,17 @@ def test_the_package_is_asked_about_frozen_cells_by_the_flows_own_command(worksp
     assert (out / "smears.parquet").exists() == (workspace / "package" / "diagnosis").is_dir()
 
 
+@pytest.mark.mission("no answer rules out what it says, nor what it calls a possible blast")
+def test_sets_hold_the_name_and_every_possible_blast(workspace: Path):
+    card = recognition.RecognitionModel(workspace / "package/recogniser").card
+    found = pd.read_parquet(workspace / "evaluation/predictions.parquet")
+    assert card.confidence is not None and card.confidence.blast_from is not None
+    possible = found["p_BLAST"] >= card.confidence.blast_from
+    assert 0 < possible.sum() < len(found)
+    assert found["type_set"][possible].str.split().map(lambda said: "BLAST" in said).all()
+    assert all(c in s.split() for c, s in zip(found["predicted_type"], found["type_set"], strict=True))
+
+
 def test_a_second_clone_has_nothing_to_do(second: Path):
     assert "Running stage" not in dvc(second, "repro")
     assert dvc(second, "metrics", "diff").strip() == ""
@@ -303,6 +314,18 @@ def test_a_search_goes_on_where_it_stood(
     assert "trial 0: epoch 1/2" in capsys.readouterr().out
 
 
+def test_no_more_trials_run_at_a_time_than_the_machine_has_cores_for(monkeypatch: pytest.MonkeyPatch):
+    given = {"tune": {"parallel": 8, "workers": 2}, "train": {"threads_per_worker": 1}}
+    params = settings.check(settings.overlaid(parameters().model_dump(mode="json"), given), "test")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for cores, at_once in ((1, 1), (2, 1), (6, 3), (64, 8)):
+        monkeypatch.setattr(tune.os, "cpu_count", lambda cores=cores: cores)
+        assert tune.side_by_side(params) == at_once
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(tune.os, "cpu_count", lambda: 1)
+    assert tune.side_by_side(params) == 8
+
+
 @pytest.mark.mission("hopeless trials are pruned, and the best is of those that went to their end")
 def test_a_search_prunes_below_the_median(frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
@@ -417,9 +440,7 @@ def _made_of(workspace: Path) -> tuple:
     return made["backbone"], card.types, card.characteristics, made["embedding_dim"], card.size_px
 
 
-@pytest.mark.mission(
-    "a recogniser is adapted to a new site by a few cells that the platform chooses, and forgets nothing"
-)
+@pytest.mark.mission("a recogniser is adapted to a new site by a few cells that the platform chooses")
 def test_a_recogniser_is_adapted_by_the_flow_with_cells_that_it_chose(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -57,6 +57,32 @@ def test_a_label_of_a_parent_teaches_the_head_what_it_says_and_no_more():
     assert told[:, 1].mean() > 3 * single[:, 1].mean(), "nor which of the two it is"
 
 
+@pytest.mark.mission("a new site's labels teach a head that site, and it keeps what it knew of home")
+def test_a_head_learns_the_new_site_and_keeps_home():
+    """There the first two types look more like their neighbours at home than like themselves; one direction tells the sites."""
+    random = np.random.default_rng(5)
+
+    def cells(num: int, new: bool) -> tuple[np.ndarray, np.ndarray]:
+        labels = random.integers(0, 2 if new else 3, num)
+        looks = np.eye(3)[labels] * (2 if new else 6) + np.eye(4, 3)[labels + 1] * (4 if new else 0)
+        centre = np.concatenate([looks, np.full((num, 1), 15.0 * new)], axis=1)
+        return (centre + random.normal(0, 1, (num, 4))).astype(np.float32), labels
+
+    home, there = cells(600, False), cells(60, True)
+    judged = [cells(2000, False), cells(2000, True)]
+
+    def right(labelled: np.ndarray) -> list[float]:
+        allowed = np.eye(3, dtype=bool)[there[1]] & labelled
+        head = _head(*home, there[0], allowed, 20.0)
+        with torch.inference_mode():
+            said = [head(torch.from_numpy(x)).argmax(1).numpy() for x, _ in judged]
+        return [float((s == labels).mean()) for s, (_, labels) in zip(said, judged, strict=True)]
+
+    before, after = right(np.zeros((60, 1), bool)), right(np.ones((60, 1), bool))
+    assert before[0] > 0.98 and before[1] < 0.3, "unlabelled, it takes each for its neighbour"
+    assert after[1] > 0.9 and after[0] > before[0] - 0.01
+
+
 def test_what_a_head_was_taught_is_not_said_where_parents_hide_it():
     taught = pd.DataFrame({"true_type": ["BASO", "EOS", "NEUT"], "weight": [3.0, 1.0, 0.1]})
     np.testing.assert_allclose(new_site.mix_taught(taught, ("BASO", "EOS")), [0.75, 0.25])
@@ -66,4 +92,4 @@ def test_what_a_head_was_taught_is_not_said_where_parents_hide_it():
 def test_freed_pages_are_kept_only_where_glibc_is_known_to_take_it(monkeypatch: pytest.MonkeyPatch):
     for said, kept in (("glibc 2.36", True), ("glibc 2.100", True), ("glibc 2.31", False), ("", False)):
         monkeypatch.setattr(training.os, "confstr", lambda _, said=said: said)
-        assert bool(training._kept_pages()) == kept
+        assert bool(training.kept_pages()) == kept

@@ -63,7 +63,7 @@ def test_a_possible_blast_is_said_from_the_models_own_limit_on(
     chances = sorted(cell["probabilities"]["BLAST"] for cell in said(package, "sim_north"))
     types = len(plain_json.read(package / "recogniser" / CARD_FILE)["types"])
     limits = Confidence(
-        coverage=0.9, temperatures={}, limits=(0.0,) * types, num_cells=(9,) * types, named_from=0.0, error=0.0,
+        coverage=0.9, temperatures={}, limits={"*": (0.0,) * types}, num_cells={"*": (9,) * types}, named_from=0.0, error=0.0,
         named=1.0, centres=(None,) * types, whitening=(), blast_from=chances[40],
     )  # fmt: skip
     card = plain_json.read(package / "recogniser" / CARD_FILE) | {"confidence": limits.model_dump(mode="json")}
