@@ -75,10 +75,7 @@ def calibrate(
         limit = probability_for_ppv(served[:, blast], true, params.confidence.blast_ppv)
         found = found.model_copy(update={"blast_from": limit, "blasts_above": blasts["above"], "blast_free": rests_on})
         if limit is not None:  # what may be a blast is not ruled out
-            lowered = {
-                s: tuple(min(v, limit) if t == blast else v for t, v in enumerate(of)) for s, of in found.limits.items()
-            }
-            found = found.model_copy(update={"limits": lowered})
+            found = found.never_ruled_out(blast, limit)
     shutil.copytree(trained, out, dirs_exist_ok=True)
     used = {**model.card.parameters, "confidence": params.confidence.model_dump(mode="json")}
     card = model.card.model_copy(update={"confidence": found, "parameters": used})

@@ -70,6 +70,11 @@ class Confidence(BaseModel, frozen=True, extra="forbid"):
         """Validation cells that a type needs for a limit of its own."""
         return int(np.ceil(1 / (1 - self.coverage) - 1 - 1e-9))
 
+    def never_ruled_out(self, t: int, probability: float) -> "Confidence":
+        """With sets that hold type t from this probability on at the latest."""
+        lowered = {s: (*of[:t], min(of[t], probability), *of[t + 1 :]) for s, of in self.limits.items()}
+        return self.model_copy(update={"limits": lowered})
+
     def in_common(self, types: Sequence[str], site: str) -> list[str]:
         """Types without a limit of their own at a site."""
         return [t for t, n in zip(types, self.num_cells[site], strict=True) if n < self.fewest]

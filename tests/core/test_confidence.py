@@ -69,6 +69,16 @@ def test_sets_cover_each_type_at_each_site():
     assert sets.any(axis=1).all()
 
 
+def test_a_type_is_never_ruled_out_from_a_probability_on():
+    made, said = fitted(), np.float32([[0.3, 0.1, 0.31, 0.29], [0.1, 0.3, 0.3, 0.3]])
+    assert min(made.limits["a"][0], made.limits["*"][0]) < 0.9
+    strict = made.never_ruled_out(0, 2.0)
+    assert strict.limits == made.limits, "a limit is lowered, not raised"
+    one = made.model_copy(update={"limits": {"*": (0.9,) * T}, "temperatures": {}}).never_ruled_out(0, 0.3)
+    sets = one.judge(said, np.zeros((2, E), np.float32), ["a", "b"])[1]
+    assert sets[0].tolist() == [True, False, True, False] and not sets[1, 0]
+
+
 @pytest.mark.mission("an over-sure model is calibrated, by the site's own labels or by those of all")
 def test_temperatures_mend_a_model_that_is_too_sure():
     made = fitted(sharp=2.5)

@@ -156,12 +156,12 @@ def test_the_package_is_asked_about_frozen_cells_by_the_flows_own_command(worksp
 
 @pytest.mark.mission("no answer rules out what it says, nor what it calls a possible blast")
 def test_sets_hold_the_name_and_every_possible_blast(workspace: Path):
-    card = recognition.RecognitionModel(workspace / "package/recogniser").card
+    limits = recognition.RecognitionModel(workspace / "package/recogniser").card.confidence
     found = pd.read_parquet(workspace / "evaluation/predictions.parquet")
-    assert card.confidence is not None and card.confidence.blast_from is not None
-    possible = found["p_BLAST"] >= card.confidence.blast_from
-    assert 0 < possible.sum() < len(found)
-    assert found["type_set"][possible].str.split().map(lambda said: "BLAST" in said).all()
+    assert limits is not None and set(limits.limits) > {"*"}
+    if limits.blast_from is not None:  # so short a training may reach no PPV
+        possible = found["type_set"][found["p_BLAST"] >= limits.blast_from]
+        assert possible.str.split().map(lambda said: "BLAST" in said).all()
     assert all(c in s.split() for c, s in zip(found["predicted_type"], found["type_set"], strict=True))
 
 
