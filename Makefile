@@ -38,7 +38,7 @@ real: setup ## the whole line on real sets: make real DATA=folder (docs/data.md)
 	@test -n "$(DATA)" || { echo "say where the data lies: make real DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m flows.lines real --data "$(DATA)"
 
-real-full: setup ## the same with a longer training (40 minutes on 2 cores): make real-full DATA=folder
+real-full: setup ## the same with a longer training (40 to 55 minutes on 2 cores): make real-full DATA=folder
 	@test -n "$(DATA)" || { echo "say where the data lies: make real-full DATA=folder (see docs/data.md)"; exit 2; }
 	@$(PY) -m flows.lines real-full --data "$(DATA)"
 
