@@ -30,6 +30,7 @@ from smearline import augmentation, frozen_norm, images, initial_weights, reader
 from smearline.errors import SettingsError
 
 RUNS = Path(".smearline/runs")
+_CHECKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ def fit(
             not fit.
     """
     types, characteristics = reader.trainable(frame[frame["split"] == "train"])
-    # Here, since a worker that fails is started again and again.
-    network = recogniser.of_settings(params, types, characteristics)
-    initial_weights.load_initial_weights(network, params.model.weights)
-    with tempfile.TemporaryDirectory() as folder:  # what cannot be served need not be trained
-        recogniser.export_onnx(network, 1.0, params.image.size_px, Path(folder) / "model.onnx")
+    # Here, since a worker that fails is started again and again; by one thread at a time, since torch exports no two at once.
+    with _CHECKING, tempfile.TemporaryDirectory() as folder:
+        network = recogniser.of_settings(params, types, characteristics)
+        initial_weights.load_initial_weights(network, params.model.weights)
+        recogniser.export_onnx(
+            network, 1.0, params.image.size_px, Path(folder) / "model.onnx"
+        )  # else it cannot be served
     name = run_name(frame, params)
     storage = RUNS.resolve()
     cells = storage / f"{name}.cells.parquet"
